@@ -1,0 +1,110 @@
+"""From a dataset to batches. A batch is a pure function of the seed and the step, so resuming needs only the step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minivlp.data.batch import Batch, to_tensor
+from minivlp.data.text import encode
+
+
+class Loader:
+    """Shuffled training batches of a dataset (docs/architecture.md says what a dataset is).
+
+    Args:
+        tokenizer: ours or any transformers tokenizer. size: side of the images in pixels.
+        max_tokens: longer captions are cut. regions_per_image: how many phrases with boxes each image brings along at
+            most (0: none). kinds: which kinds of region, all if None.
+
+    One of an image's captions is drawn per epoch. Texts are tokenised once, here; pictures when asked for.
+    Raises ValueError when the dataset is smaller than one batch.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        tokenizer: Any,
+        batch_size: int,
+        size: int,
+        *,
+        seed: int = 0,
+        max_tokens: int = 40,
+        regions_per_image: int = 0,
+        kinds: tuple[str, ...] | None = None,
+    ) -> None:
+        if len(dataset) < batch_size:
+            raise ValueError(f"{len(dataset)} samples do not fill one batch of {batch_size}: lower the batch size")
+        self.dataset, self.batch_size, self.size, self.seed = dataset, batch_size, size, seed
+        self.regions_per_image = regions_per_image
+        self.steps_per_epoch = len(dataset) // batch_size  # the rest of an epoch is dropped: every batch is full
+        rows = range(len(dataset))
+        self.image_ids = torch.tensor([dataset.image_id(row) for row in rows])
+        self.captions = Texts([dataset.captions(row) for row in rows], tokenizer, max_tokens)
+        if regions_per_image:
+            chosen = [[r for r in dataset.regions(row) if kinds is None or r.kind in kinds] for row in rows]
+            self.phrases = Texts([[r.phrase for r in regions] for regions in chosen], tokenizer, max_tokens)
+            self.boxes = torch.tensor([r.box for regions in chosen for r in regions]).reshape(-1, 4)  # (all, 4)
+            self.is_image = torch.tensor([r.kind == "image" for regions in chosen for r in regions], dtype=torch.bool)
+
+    def batch(self, step: int) -> Batch:
+        """The batch of this training step."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        rows = _order(len(self.dataset), self.seed, epoch)[place * self.batch_size : (place + 1) * self.batch_size]
+        return self.rows(rows, np.random.default_rng((self.seed, step)))
+
+    def rows(self, rows: np.ndarray, draw: np.random.Generator) -> Batch:
+        """The batch of these rows; `draw` chooses among captions and regions."""
+        captions = [self.captions.first[row] + draw.integers(self.captions.count[row]) for row in rows]
+        ids, mask = self.captions.take(captions)
+        images = to_tensor(self.dataset.pixels(rows, self.size))
+        batch = Batch(images, ids, mask, self.image_ids[torch.as_tensor(rows)])
+        if self.regions_per_image:
+            texts, image = [], []
+            for index, row in enumerate(rows):
+                many = self.phrases.count[row]
+                few = draw.permutation(many)[: self.regions_per_image]
+                texts.extend(self.phrases.first[row] + few)
+                image.extend([index] * len(few))
+            batch.region_ids, batch.region_mask = self.phrases.take(texts)
+            batch.region_boxes, batch.region_is_image = self.boxes[texts], self.is_image[texts]
+            batch.region_image = torch.tensor(image, dtype=torch.long)
+        return batch
+
+
+class Texts:
+    """Token ids of a list of texts per row, kept as one table: row `r` owns `count[r]` texts from `first[r]` on."""
+
+    def __init__(self, texts: list[list[str]], tokenizer: Any, max_tokens: int) -> None:
+        self.count = np.array([len(of_row) for of_row in texts])
+        self.first = np.cumsum(self.count) - self.count
+        flat = [text for of_row in texts for text in of_row]
+        distinct = {text: index for index, text in enumerate(dict.fromkeys(flat))}  # captions repeat: encode each once
+        ids, mask = encode(tokenizer, list(distinct) or [""], max_tokens)
+        self.ids, self.mask = ids.to(torch.int32), mask
+        self.which = torch.tensor([distinct[text] for text in flat], dtype=torch.long)
+
+    def take(self, texts: list[int]) -> tuple[Tensor, Tensor]:
+        """ids and mask (B, L) of these texts, L being the longest among them."""
+        which = self.which[torch.as_tensor(np.asarray(texts, dtype=np.int64))]
+        mask = self.mask[which]
+        longest = int(mask.sum(dim=1).max()) if len(mask) else 1
+        return self.ids[which, :longest].long(), mask[:, :longest]
+
+
+@lru_cache(maxsize=4)
+def _order(count: int, seed: int, epoch: int) -> np.ndarray:
+    """The shuffled rows of one epoch."""
+    return np.random.default_rng((seed, epoch, 1)).permutation(count)
+
+
+def image_batches(dataset: Any, size: int, batch_size: int = 250) -> Iterator[Tensor]:
+    """All pictures in order, (b, 3, size, size) at a time: for evaluation."""
+    for start in range(0, len(dataset), batch_size):
+        rows = np.arange(start, min(start + batch_size, len(dataset)))
+        yield to_tensor(dataset.pixels(rows, size))

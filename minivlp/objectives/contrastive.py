@@ -1,0 +1,57 @@
+"""Contrastive learning: pull the two halves of a pair together, push all other pairings of the batch apart.
+
+Axes: B batch, K candidates, E joint-embedding width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def same_group(image_ids: Tensor, ids: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+    """Which rows of a batch are positives of each other, (B, B) boolean: the same image, or the same caption.
+
+    The diagonal alone, as in CLIP's paper, calls a second caption of the same image a negative. Captions are compared
+    where `ids` and `mask` (B, L) are given.
+    """
+    same = image_ids[:, None] == image_ids[None, :]  # (B, B)
+    if ids is not None:
+        words = ids if mask is None else ids.masked_fill(~mask, -1)
+        same = same | (words[:, None] == words[None, :]).all(dim=-1)  # (B, B, L) -> (B, B)
+    return same
+
+
+def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy with a distribution as target: logits and targets (B, K), rows of targets sum to one -> scalar."""
+    return -(targets * logits.log_softmax(dim=-1)).sum(dim=-1).mean()
+
+
+def contrastive_loss(
+    images: Tensor,
+    texts: Tensor,
+    scale: Tensor,
+    positive: Tensor | None = None,
+    soft: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """Symmetric InfoNCE (Radford et al. 2021, figure 3).
+
+    Args:
+        images, texts: (B, E) unit vectors, row i of the one belongs to row i of the other.
+        scale: what cosines are multiplied with, i.e. one over the temperature; scalar, may be trainable.
+        positive: (B, B) boolean, True where image i and text j belong together; the diagonal if None. A row with
+            several positives asks for equal shares.
+        soft: instead of `positive`, the two target distributions themselves, image to text and text to image, each
+            (B, B) with rows that sum to one (momentum distillation, label smoothing).
+
+    Returns: the mean of the two cross-entropies, a scalar. A blind guess over distinct pairs costs log B.
+    """
+    if images.shape != texts.shape:
+        raise ValueError(f"images {tuple(images.shape)} and texts {tuple(texts.shape)} must have the same shape")
+    logits = scale * images @ texts.T  # (B, B), rows are images
+    if soft is None:
+        if positive is None:
+            positive = torch.eye(len(images), dtype=torch.bool, device=images.device)
+        share = positive.to(logits.dtype)
+        soft = share / share.sum(dim=1, keepdim=True), share.T / share.T.sum(dim=1, keepdim=True)
+    return (soft_cross_entropy(logits, soft[0]) + soft_cross_entropy(logits.T, soft[1])) / 2
