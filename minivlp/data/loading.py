@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -101,10 +100,3 @@ class Texts:
 def _order(count: int, seed: int, epoch: int) -> np.ndarray:
     """The shuffled rows of one epoch."""
     return np.random.default_rng((seed, epoch, 1)).permutation(count)
-
-
-def image_batches(dataset: Any, size: int, batch_size: int = 250) -> Iterator[Tensor]:
-    """All pictures in order, (b, 3, size, size) at a time: for evaluation."""
-    for start in range(0, len(dataset), batch_size):
-        rows = np.arange(start, min(start + batch_size, len(dataset)))
-        yield to_tensor(dataset.pixels(rows, size))
