@@ -1,0 +1,42 @@
+"""Records of long runs, shipped as small JSON: what the tables of the lessons and of the README are made from.
+
+`tools/experiments.py` writes them; each holds the command that made it, one entry per run, and its scores.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from minivlp.evaluation.score import Score, Scores
+
+RECORDS = Path(__file__).resolve().parents[2] / "records"
+
+
+def save_record(name: str, command: str, runs: list[dict[str, Any]], folder: Path = RECORDS) -> Path:
+    """Write `runs`: dicts with `variant`, `seed`, `seconds`, `scores` and what else is worth keeping."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [{**run, "scores": {k: dataclasses.asdict(s) for k, s in run["scores"].items()}} for run in runs]
+    path = folder / f"{name}.json"
+    text = ",\n".join(json.dumps(row, default=lambda x: round(x, 4)) for row in rows)
+    path.write_text(f'{{"command": {json.dumps(command)}, "runs": [\n{text}\n]}}\n', encoding="utf-8")
+    return path
+
+
+def load_runs(name: str, folder: Path = RECORDS) -> list[dict[str, Any]]:
+    """The runs of a record, their scores as `Scores`. Raises FileNotFoundError that says how to make it."""
+    path = folder / f"{name}.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not there: make it with `python tools/experiments.py {name}`")
+    runs = json.loads(path.read_text(encoding="utf-8"))["runs"]
+    return [{**run, "scores": Scores({k: Score(**v) for k, v in run["scores"].items()})} for run in runs]
+
+
+def by_variant(name: str, folder: Path = RECORDS) -> dict[str, list[Scores]]:
+    """Scores of a record, one per seed, by variant: what `bars_with_spread` and `spread` take."""
+    found: dict[str, list[Scores]] = {}
+    for run in load_runs(name, folder):
+        found.setdefault(run["variant"], []).append(run["scores"])
+    return found

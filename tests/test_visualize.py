@@ -1,0 +1,284 @@
+"""Attention maps against naive loops, and figures that show what they were given, in the right place."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import warnings
+from types import SimpleNamespace
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from matplotlib.colors import to_rgb
+from matplotlib.patches import Rectangle
+from PIL import Image
+from torch import nn
+
+from minivlp.data.batch import Region, Sample
+from minivlp.evaluation.score import Score
+from minivlp.layers.attention import Attention, record_attention
+from minivlp.models.clip import CLIP, CLIPConfig
+from minivlp.visualize import drawing
+from minivlp.visualize.attention import cls_map, grad_cam, rollout, to_grid, word_patch_similarity
+
+plt.switch_backend("Agg")  # no window, wherever the tests run
+
+
+@pytest.fixture(scope="module")
+def clip():
+    config = CLIPConfig.nano(50)
+    return CLIP(dataclasses.replace(config, image=dataclasses.replace(config.image, layers=2))).eval()
+
+
+def soft(*shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape))).softmax(-1)
+
+
+# ------------------------------------------------------------------------------------------------------- attention maps
+
+
+def test_rollout_equals_the_naive_product_of_layers():
+    maps = [soft(2, heads, 5, 5) for heads in (1, 3, 3)]  # layers need not have as many heads
+    for row, found in enumerate(rollout(maps)):
+        joint = np.eye(5)
+        for weights in maps:
+            joint = (np.mean([head.numpy() for head in weights[row]], axis=0) + np.eye(5)) / 2 @ joint
+        assert np.allclose(found, joint, atol=1e-6)
+        assert torch.allclose(found.sum(-1), torch.ones(5))
+
+
+def test_rollout_refuses_what_it_cannot_follow():
+    with pytest.raises(ValueError, match="record_attention"):
+        rollout([])
+    with pytest.raises(ValueError, match="self-attention"):
+        rollout([soft(1, 2, 4, 7)])
+
+
+def test_cls_map_is_the_first_row_without_its_own_column():
+    weights = torch.zeros(1, 2, 4, 4)
+    weights[0, 0, 0] = torch.tensor([0.6, 0.4, 0.0, 0.0])
+    weights[0, 1, 0] = torch.tensor([0.2, 0.0, 0.4, 0.4])
+    assert torch.allclose(cls_map(weights), torch.tensor([[1 / 3, 1 / 3, 1 / 3]]))
+    assert torch.allclose(cls_map(weights[:, [0]]), torch.tensor([[1.0, 0, 0]]))
+    assert torch.equal(cls_map(weights.mean(1)), cls_map(weights))
+
+
+def test_maps_of_a_real_model_at_any_size(clip):
+    for side in (64, 96):
+        with torch.no_grad(), record_attention(clip) as maps:
+            clip.encode_image(torch.randn(2, 3, side, side))
+        patches = (side // 8) ** 2
+        picture = to_grid(cls_map(rollout([maps["image.0.self"], maps["image.1.self"]])))
+        assert picture.shape == (2, side // 8, side // 8) and patches == picture[0].numel()
+        assert torch.allclose(picture.sum((1, 2)), torch.ones(2))
+
+
+def test_to_grid_goes_row_by_row_and_says_when_it_cannot():
+    assert to_grid(torch.arange(6), (2, 3)).tolist() == [[0, 1, 2], [3, 4, 5]]
+    with pytest.raises(ValueError, match="drop the class token"):
+        to_grid(torch.zeros(2, 65))
+
+
+class OneLayer(nn.Module):
+    """Self-attention whose output *is* its weights: tokens are unit vectors, values and output pass them through."""
+
+    def __init__(self):
+        super().__init__()
+        self.image = nn.ModuleDict({"blocks": nn.ModuleList([nn.ModuleDict({"self_attention": Attention(4, 1)})])})
+        layer = self.image["blocks"][0]["self_attention"]
+        with torch.no_grad():
+            layer.qkv.bias.zero_(), layer.out.bias.zero_()
+            layer.qkv.weight[8:] = torch.eye(4)
+            layer.out.weight.copy_(torch.eye(4))
+        self.layer = layer
+
+    def forward(self):
+        return self.layer(torch.eye(4).expand(2, 4, 4))  # (2, 4, 4), equal to the weights
+
+
+def test_grad_cam_lights_what_speaks_for_the_score_and_nothing_else():
+    model = OneLayer().train()
+    cam = grad_cam(model, lambda: model()[:, 0, 2], ["image.0.self"])["image.0.self"]
+    with torch.no_grad():
+        weights = model()
+    expected = torch.zeros(2, 4, 4)
+    expected[:, 0, 2] = weights[:, 0, 2]  # the slope is 1 there, 0 elsewhere
+    assert torch.allclose(cam, expected) and not cam.requires_grad
+    against = grad_cam(model, lambda: -model()[:, 0, 2], ["image.0.self"])["image.0.self"]
+    assert not against.any()  # what speaks against is cut off
+    assert model.training and all(p.grad is None for p in model.parameters())
+
+
+def test_grad_cam_says_what_is_missing(clip):
+    model = OneLayer()
+    with pytest.raises(KeyError, match="left image.0.self"):
+        grad_cam(model, lambda: model().sum(), ["fusion.0.cross"])
+    images, ids = torch.randn(1, 3, 64, 64), torch.tensor([[1, 2]])
+    with pytest.raises(ValueError, match="does not depend on text.0.self"):
+        grad_cam(clip, lambda: (clip.encode_text(ids, ids > 0), clip.encode_image(images))[1][:, 0], ["text.0.self"])
+    frozen = OneLayer().requires_grad_(False)
+    with pytest.raises(ValueError, match="no gradient"):
+        grad_cam(frozen, lambda: frozen()[:, 0, 2], ["image.0.self"])
+
+
+def test_word_patch_similarity_equals_the_cosines_one_by_one(clip):
+    images, ids = torch.randn(2, 3, 64, 64), torch.randint(7, 50, (2, 5))
+    mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
+    found = word_patch_similarity(clip, images, ids, mask)
+    assert found.shape == (2, 5, 64) and not found[1, 3:].any()
+    with torch.no_grad():
+        patch = clip.project_image(clip.encode_image(images)[1, 1 + 17])
+        word = clip.project_text(clip.encode_text(ids, mask)[1, 2])
+    assert found[1, 2, 17].item() == pytest.approx(torch.cosine_similarity(word, patch, 0).item(), abs=1e-5)
+    with pytest.raises(TypeError, match="cross-attention"):
+        word_patch_similarity(OneLayer(), images, ids, mask)
+
+
+# -------------------------------------------------------------------------------------------------------------- figures
+
+
+def sample(name, side=(48, 48)):
+    regions = [Region((0.5, 0.25, 0.4, 0.2), name)]
+    return Sample(np.full((*side, 3), 200, np.uint8), 0, [f"a {name} and a rather long caption behind it"], regions)
+
+
+def scores(value):
+    return {"object": Score(value, value - 0.05, value + 0.05, 0.5, 100), "swap": Score(0.5, 0.4, 0.6, 0.5, 100)}
+
+
+def history():
+    rows = [{"step": i, "loss": 3.0 - i / 50, "contrastive": 3.0 - i / 50, "gradient": 1.0} for i in range(100)]
+    return SimpleNamespace(steps=rows, validation=[{"step": 49, "R@1": 0.3}, {"step": 99, "R@1": 0.7}])
+
+
+def boxes_figure():
+    with drawing.style():
+        figure, ax = plt.subplots()
+        plt.close(figure)
+    drawing.draw_boxes(ax, sample("dog").image, sample("dog").regions, [(0.5, 0.5, 0.2, 0.2)])
+    return figure
+
+
+FIGURES = {
+    "show_scenes": lambda: drawing.show_scenes([sample("dog"), sample("cat", (30, 60)), sample("bus")], 2, boxes=True),
+    "draw_boxes": boxes_figure,
+    "attention": lambda: drawing.attention_figure(
+        sample("dog", (30, 60)).image, list("abcdefg"), np.random.rand(7, 3, 6), [(0.5, 0.5, 0.2, 0.2)]
+    ),
+    "retrieval": lambda: drawing.retrieval_grid(["a dog", "a cat"], [sample("x").image] * 3, np.eye(3)[:, :2], [0, 2]),
+    "matrix": lambda: drawing.similarity_matrix(np.eye(3), ["a", "b", "c"], [sample("x").image] * 3),
+    "matrix of many": lambda: drawing.similarity_matrix(np.random.rand(20, 30), ["a caption"] * 30),
+    "curves": lambda: drawing.training_curves(history()),
+    "bars": lambda: drawing.bars_with_spread({"CLIP": [scores(0.8), scores(0.9)], "X-VLM": [scores(0.95)]}),
+    "taxonomy": drawing.taxonomy,
+}
+
+
+def pixels(figure):
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=60)
+    return np.asarray(Image.open(buffer).convert("RGBA"))
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_figure_draws_without_a_warning_and_leaves_nothing_behind(name):
+    before = dict(plt.rcParams)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        picture = pixels(FIGURES[name]())
+    assert plt.get_fignums() == []  # a notebook shows the returned figure once, not twice
+    assert dict(plt.rcParams) == before
+    corners = picture[[0, 0, -1, -1], [0, -1, 0, -1]]
+    assert not corners[:, 3].any()  # transparent: suits any theme
+    assert picture[..., 3].any()
+
+
+@pytest.mark.parametrize("ground", ["#ffffff", "#111111"])
+def test_ink_is_readable_on_light_and_dark(ground):
+    def luminance(color):
+        parts = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(color)]
+        return float(np.dot(parts, (0.2126, 0.7152, 0.0722)))
+
+    dark, light = sorted((luminance(drawing.INK), luminance(ground)))
+    assert (light + 0.05) / (dark + 0.05) > 4
+
+
+def test_heat_glows_where_the_weight_is():
+    weights = np.zeros((4, 8))
+    weights[3, 1] = 1  # low and left
+    figure, ax = plt.subplots(figsize=(4, 2))
+    plt.close(figure)
+    ax.set_position((0, 0, 1, 1))
+    drawing.heat(ax, np.full((40, 80, 3), 128, np.uint8), weights)
+    picture = pixels(figure)[..., :3].astype(float)
+    colour = picture.max(-1) - picture.min(-1)
+    y, x = np.unravel_index(colour.argmax(), colour.shape)
+    assert 0.7 < y / len(picture) < 1 and 0.1 < x / picture.shape[1] < 0.28
+    assert colour[: len(picture) // 2].max() < 5  # elsewhere the picture stays grey
+
+
+def test_boxes_are_drawn_where_they_are():
+    found = [p for p in boxes_figure().axes[0].patches if isinstance(p, Rectangle)]
+    corners = [(p.get_x(), p.get_y(), p.get_width(), p.get_height()) for p in found]
+    assert np.allclose(corners, [(0.3, 0.15, 0.4, 0.2), (0.4, 0.4, 0.2, 0.2)])
+    assert found[0].get_linestyle() != found[1].get_linestyle()  # predicted boxes are dashed
+
+
+def test_attention_figure_uses_one_scale_for_all_words():
+    maps = np.stack([np.full((2, 2), 0.1), np.full((2, 2), 0.4)])
+    figure = drawing.attention_figure(sample("dog").image, ["a", "dog"], maps)
+    drawn = [ax.images[-1] for ax in figure.axes[1:3]]
+    assert np.allclose([image.get_clim() for image in drawn], [(0, 0.4), (0, 0.4)])
+    with pytest.raises(ValueError, match="one map per word"):
+        drawing.attention_figure(sample("dog").image, ["a"], maps)
+
+
+def test_retrieval_grid_orders_by_similarity_and_marks_the_right_image():
+    images = [np.full((8, 8, 3), 60 * i, np.uint8) for i in range(4)]
+    similarity = np.array([[0.1], [0.9], [0.2], [0.5]])
+    figure = drawing.retrieval_grid(["a dog"], images, similarity, [3], top=3)
+    shown = [int(ax.images[0].get_array()[0, 0, 0]) // 60 for ax in figure.axes[1:]]
+    assert shown == [1, 3, 2]
+    assert [any(t.get_text() == "✓" for t in ax.texts) for ax in figure.axes[1:]] == [False, True, False]
+    assert "rank 2" in figure.axes[0].texts[1].get_text()
+
+
+def test_curves_show_each_quantity_once():
+    figure = drawing.training_curves(history())
+    titles = [ax.get_title(loc="left") for ax in figure.axes]
+    assert [title.split(":")[0] for title in titles if title] == ["loss", "R@1"]  # `contrastive` only repeats the loss
+    assert "R@1: 0.70" in titles
+    rows = history().steps  # as read back from a log
+    assert drawing.training_curves(rows, ["gradient"]).axes[0].get_title(loc="left") == "gradient: 1.00"
+    with pytest.raises(ValueError, match="no accuracy; it has loss"):
+        drawing.training_curves(rows, ["accuracy"])
+    with pytest.raises(ValueError, match="empty"):
+        drawing.training_curves([])
+
+
+def test_bars_show_every_seed_the_mean_and_chance():
+    ax = drawing.bars_with_spread({"CLIP": [scores(0.8), scores(0.9)]}, ["object"]).axes[0]
+    assert ax.patches[0].get_width() == pytest.approx(0.85)
+    interval, seeds, chance = (line.get_xdata() for line in ax.lines)
+    assert list(seeds) == [0.8, 0.9] and np.allclose(interval, [0.75, 0.95]) and set(chance) == {0.5}
+    with pytest.raises(ValueError, match="at least one run"):
+        drawing.bars_with_spread({"CLIP": []})
+
+
+def test_taxonomy_orders_the_parts_as_the_papers_do():
+    text = " ".join(t.get_text() for t in drawing.taxonomy().axes[0].texts)
+    for order in ("VE > TE > MI", "VE = TE > MI", "VE > MI > TE", "MI > VE = TE"):
+        assert order in text
+
+
+def test_letters_that_no_font_has_become_squares_with_one_warning(monkeypatch):
+    monkeypatch.setattr(drawing, "_glyphs", lambda: frozenset(map(ord, "a dog")))
+    drawing._warn_of_missing_font.cache_clear()
+    with pytest.warns(UserWarning, match="Noto Sans CJK") as caught:
+        assert drawing._printable("a 狗") == drawing._printable("a 狗") == "a □"
+    assert len(caught) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert drawing._printable("a dog\n") == "a dog\n"
