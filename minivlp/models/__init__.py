@@ -1,0 +1,6 @@
+"""The papers, one file each. `MODELS` lists them by their short names."""
+
+from minivlp.models.clip import CLIP
+from minivlp.models.xvlm import XVLM
+
+MODELS = {"clip": CLIP, "xvlm": XVLM}
