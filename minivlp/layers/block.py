@@ -16,7 +16,8 @@ def quick_gelu(x: Tensor) -> Tensor:
     return x * torch.sigmoid(1.702 * x)
 
 
-ACTIVATIONS = {"gelu": F.gelu, "quick_gelu": quick_gelu, "relu": F.relu}
+# in place: the largest tensor of a layer is not written twice (the product before it does not need its own output)
+ACTIVATIONS = {"gelu": F.gelu, "quick_gelu": quick_gelu, "relu": F.relu_}
 
 
 @dataclass(frozen=True)

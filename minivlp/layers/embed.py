@@ -44,7 +44,7 @@ class TwoStepPatchEmbed(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         quarters = F.pixel_unshuffle(images, self.half).permute(0, 2, 3, 1)  # (B, 2 rows, 2 columns, 3 half^2)
-        quarters = F.relu(self.norm(self.project(quarters)))  # (B, 2 rows, 2 columns, inner)
+        quarters = F.relu_(self.norm(self.project(quarters)))  # (B, 2 rows, 2 columns, inner)
         merged = quarters.unflatten(2, (-1, 2)).unflatten(1, (-1, 2))  # (B, rows, 2, columns, 2, inner)
         merged = merged.transpose(2, 3).flatten(3)  # (B, rows, columns, 4 inner)
         return self.merge(merged).permute(0, 3, 1, 2)  # (B, D, rows, columns)

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from minivlp.data.batch import Batch
-from minivlp.machine import bf16_is_fast, device as best_device
+from minivlp.machine import bf16_is_fast, reuse_memory
+from minivlp.machine import device as best_device
 from minivlp.training.checkpoint import CheckpointError, load_tensors, save_tensors, set_weights, weights
 from minivlp.training.optim import cosine, make_optimisers
 
@@ -79,6 +80,7 @@ def fit(
     """
     device = torch.device(device) if device is not None else best_device()
     model.to(device).train()
+    reuse_memory()
     optimisers = make_optimisers(model, settings.lr, settings.weight_decay, settings.faster)
     history, start = History(), 0
     run = None if run_dir is None else Run(Path(run_dir), settings)

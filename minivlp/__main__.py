@@ -1,0 +1,244 @@
+"""Train, evaluate and look, from the command line.
+
+    python -m minivlp info                                     which models there are and what they can do
+    python -m minivlp data coco:~/coco                         what is in a folder, and what is wrong with it
+    python -m minivlp train clip                               train on the scene world, as lesson 01 does
+    python -m minivlp train clip --data flickr:~/flickr8k      the same on a real folder
+    python -m minivlp evaluate clip                            measure the shipped checkpoint
+    python -m minivlp evaluate clip --weights runs/clip/model.safetensors --data coco:~/coco
+
+Data is `scenes` (our own world, made on the spot), `photos` (the open photos that come along), or a folder of yours:
+`coco:DIR`, `flickr:DIR`, `folder:DIR` (docs/your_own_data.md shows each layout).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from minivlp.machine import profile
+
+EVALUATION_SCENES = 1000
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    options = parser().parse_args(arguments)
+    from minivlp.data.folders import DataError
+    from minivlp.training.checkpoint import CheckpointError
+
+    try:
+        options.run(options)
+    except (DataError, CheckpointError, FileNotFoundError, ValueError) as error:
+        print(f"minivlp: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands with their options."""
+    from minivlp.models import MODELS
+
+    top = argparse.ArgumentParser(
+        prog="python -m minivlp", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def command(name: str, run, what: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=what, description=what)
+        sub.set_defaults(run=run)
+        return sub
+
+    command("info", info, "List the models: verbs, parameters, length of the code, lesson.")
+
+    data = command("data", describe, "Say what a dataset holds and draw a sheet of it.")
+    data.add_argument("data", help="scenes, photos, coco:DIR, flickr:DIR or folder:DIR")
+    data.add_argument("--split", default=None, help="train, validation or test (default: everything)")
+    data.add_argument("--sheet", metavar="PNG", help="draw twelve samples with captions and boxes into this file")
+    _reading(data)
+
+    training = command("train", train, "Train a model from scratch, resumable, and measure it.")
+    training.add_argument("model", choices=sorted(MODELS))
+    training.add_argument("--data", default="scenes", help="scenes (default), coco:DIR, flickr:DIR or folder:DIR")
+    training.add_argument("--steps", type=int, help="optimiser steps (default: as in the model's lesson)")
+    training.add_argument("--batch", type=int, help="pairs per step; halve it when memory runs out")
+    training.add_argument("--seed", type=int, default=0, help="of weights, order and scenes")
+    training.add_argument("--out", type=Path, help="folder of the run (default runs/MODEL-SEED); call again to resume")
+    _reading(training)
+
+    evaluating = command("evaluate", evaluate, "Measure a checkpoint: retrieval, counterfactuals, boxes, as it can.")
+    evaluating.add_argument("model", choices=sorted(MODELS))
+    evaluating.add_argument("--weights", type=Path, help="a checkpoint (default: the shipped one)")
+    evaluating.add_argument("--data", default="scenes", help="scenes (default), photos, or a folder as above")
+    evaluating.add_argument("--split", default="test", help="default: test")
+    _reading(evaluating)
+    return top
+
+
+def _reading(sub: argparse.ArgumentParser) -> None:
+    """Options of every command that reads data."""
+    sub.add_argument("--subset", type=int, help="use only so many images, drawn with seed 0")
+    sub.add_argument("--language", default="en", choices=["en", "zh"], help="captions in English (default) or Chinese")
+    sub.add_argument("--skip-errors", action="store_true", help="leave damaged rows out and count them, don't stop")
+    sub.add_argument("--tokenizer", help="a transformers tokenizer folder (default: ours)")
+
+
+def open_data(options: argparse.Namespace, split: str | None, count: int, **scene: Any):
+    """The dataset that `--data` names; `count` and the rest say how to make scenes."""
+    from minivlp.data.folders import Photos, open_folder
+    from minivlp.data.scenes import Scenes
+
+    if options.data == "scenes":
+        return Scenes(options.subset or count, split=split or "train", language=options.language, **scene)
+    if options.data == "photos":
+        return Photos(options.language)
+    on_error = "skip" if options.skip_errors else "raise"
+    return open_folder(
+        options.data, split=split, subset=options.subset, language=options.language, on_error=on_error
+    )
+
+
+def measure(model: Any, dataset: Any, tokenizer: Any) -> dict[str, Any]:
+    """Every measure that this model and this dataset allow."""
+    from minivlp.evaluation.grounding import grounding
+    from minivlp.evaluation.matching import counterfactual
+    from minivlp.evaluation.retrieval import retrieval
+
+    scenes = hasattr(dataset, "scene")
+    scores = dict(retrieval(model, dataset, tokenizer, unique=500 if scenes else None))
+    if scenes:
+        scores |= {f"counterfactual: {kind}": s for kind, s in counterfactual(model, dataset, tokenizer).items()}
+    if hasattr(model, "ground") and any(dataset.regions(row) for row in range(min(50, len(dataset)))):
+        scores |= grounding(model, dataset, tokenizer)
+    return scores
+
+
+def train(options: argparse.Namespace) -> None:
+    """Train, save `model.safetensors` in the run's folder, and print what the validation split says."""
+    import torch
+
+    from minivlp.data.loading import Loader
+    from minivlp.data.text import load_tokenizer
+    from minivlp.evaluation.score import Scores
+    from minivlp.models import MODELS
+    from minivlp.training.checkpoint import save_model
+    from minivlp.training.loop import fit
+    from minivlp.training.recipes import RECIPES
+
+    kind, recipe = MODELS[options.model], RECIPES[options.model][profile()]
+    tokenizer = load_tokenizer(options.tokenizer)
+    torch.manual_seed(options.seed)
+    model = kind(getattr(kind.Config, recipe.preset)(len(tokenizer)))
+    size = model.config.image.image_size
+    scene = dict(seed=options.seed, size=size, objects=recipe.objects)
+    dataset = open_data(options, "train", recipe.scenes, **scene)
+    batch = options.batch or min(recipe.batch_size, len(dataset))
+    loader = Loader(
+        dataset,
+        tokenizer,
+        batch,
+        size,
+        seed=options.seed,
+        max_tokens=model.config.text.context_length,
+        regions_per_image=recipe.regions_per_image,
+        kinds=recipe.kinds,
+    )
+    out = options.out or Path("runs") / f"{options.model}-{options.seed}"
+    settings = recipe.settings(**({"steps": options.steps} if options.steps else {}))
+    print(f"{dataset!r}: {settings.steps} steps of {batch}, run in {out}")
+    history = fit(model, loader.batch, settings, run_dir=out)
+    if history.interrupted:
+        print(f"stopped after {len(history.steps)} steps; the same command goes on from the last saved one")
+        return
+    save_model(model, out / "model.safetensors", data=options.data, seed=options.seed, seconds=round(history.seconds))
+    print(f"trained in {history.seconds:.0f} s; saved {out / 'model.safetensors'}\n")
+    print(Scores(measure(model, open_data(options, "validation", EVALUATION_SCENES, **scene), tokenizer)))
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    """Print every measure that the model and the data allow."""
+    from minivlp.data.text import load_tokenizer
+    from minivlp.evaluation.score import Scores
+    from minivlp.models import MODELS
+    from minivlp.training.checkpoint import load_model, shipped
+
+    path = options.weights or shipped(f"{options.model}_nano")
+    model = load_model(MODELS[options.model], path)
+    dataset = open_data(options, options.split, EVALUATION_SCENES, size=model.config.image.image_size)
+    print(f"{path} on {dataset!r}\n")
+    print(Scores(measure(model, dataset, load_tokenizer(options.tokenizer))))
+
+
+def describe(options: argparse.Namespace) -> None:
+    """Print a dataset's summary and its first captions."""
+    dataset = open_data(options, options.split, 100)
+    print(repr(dataset))
+    if not len(dataset):
+        return
+    sample = dataset[0]
+    print(f"first: {sample.image.shape[1]} x {sample.image.shape[0]} pixels, {sample.source or 'made on the spot'}")
+    for caption in sample.captions:
+        print(f"  {caption}")
+    for region in sample.regions:
+        print(f"  [{region.kind}] {region.phrase}: " + " ".join(f"{value:.2f}" for value in region.box))
+    if options.sheet:
+        from minivlp.visualize.drawing import show_scenes
+
+        figure = show_scenes([dataset[row] for row in range(min(12, len(dataset)))], boxes=True)
+        figure.savefig(options.sheet, dpi=110, bbox_inches="tight")
+        print(f"drawn: {options.sheet}")
+
+
+VERBS = ("encode_image", "encode_text", "embed_images", "similarity", "match", "fill", "generate", "ground")
+
+
+def zoo() -> list[dict[str, str]]:
+    """One row per model: verbs, parameters, length of its file, lesson."""
+    import inspect
+    import io
+    import tokenize
+
+    import torch
+
+    from minivlp.models import MODELS
+
+    rows = []
+    for name, kind in MODELS.items():
+        with torch.device("meta"):
+            sizes = [kind(getattr(kind.Config, preset)()) for preset in ("nano", "paper")]
+        counts = [sum(p.numel() for p in model.parameters()) / 1e6 for model in sizes]
+        source = inspect.getsource(inspect.getmodule(kind))
+        skipped = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
+        lines = set()
+        previous = tokenize.INDENT
+        for token in tokenize.generate_tokens(io.StringIO(source).readline):
+            docstring = token.type == tokenize.STRING and previous in (tokenize.INDENT, tokenize.NEWLINE, tokenize.NL)
+            if token.type not in skipped and not docstring:
+                lines.update(range(token.start[0], token.end[0] + 1))
+            previous = token.type if token.type != tokenize.COMMENT else previous
+        rows.append(
+            {
+                "model": name,
+                "verbs": " ".join(verb for verb in VERBS if hasattr(kind, verb)),
+                "nano": f"{counts[0]:.1f} M",
+                "paper": f"{counts[1]:.0f} M",
+                "code lines": str(len(lines)),
+                "lesson": kind.lesson,
+            }
+        )
+    return rows
+
+
+def info(options: argparse.Namespace) -> None:
+    """Print the table of models."""
+    rows = zoo()
+    widths = {key: max(len(key), *(len(row[key]) for row in rows)) for key in rows[0]}
+    print("  ".join(f"{key:<{widths[key]}}" for key in widths))
+    for row in rows:
+        print("  ".join(f"{row[key]:<{widths[key]}}" for key in widths))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,103 @@
+"""Checks of lesson 01's exercises. Inputs are random, strided, of one row, and far from unit scale."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from minivlp.lessons.check import attempt, demand
+from minivlp.objectives.contrastive import contrastive_loss, same_group
+
+
+def _vectors(rows: int, width: int = 6, seed: int = 0) -> Tensor:
+    return F.normalize(torch.randn(rows, width, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+def check_loss(student: Callable[[Tensor, Tensor, float], Tensor]) -> None:
+    """Exercise 1: `student(images, texts, temperature)`, unit vectors (B, E) -> the symmetric contrastive loss."""
+    images, texts = _vectors(5), _vectors(5, seed=1)
+    wanted = contrastive_loss(images, texts, torch.tensor(1 / 0.2))
+    got = torch.as_tensor(attempt(student, images, texts, 0.2))
+    demand(got.ndim == 0, f"The loss must be one number, yours has shape {tuple(got.shape)}: average over the pairs.")
+    logits = images @ texts.T / 0.2
+    rows = F.cross_entropy(logits, torch.arange(5))
+    columns = F.cross_entropy(logits.T, torch.arange(5))
+    demand(
+        not (torch.isclose(got, rows) or torch.isclose(got, columns)),
+        "That is one direction only. A text must also find its image: average over rows and columns.",
+    )
+    demand(not torch.isclose(got, rows + columns), "That is the sum of both directions; take their mean.")
+    wrong = contrastive_loss(images, texts, torch.tensor(0.2))
+    demand(not torch.isclose(got, wrong), "Cosines are divided by the temperature, not multiplied: small means sharp.")
+    flat = contrastive_loss(images, texts, torch.tensor(1.0))
+    demand(not torch.isclose(got, flat), "The temperature is not used.")
+    demand(torch.isclose(got, wanted, atol=1e-5), f"On five random pairs the loss is {wanted:.4f}, yours is {got:.4f}.")
+    alone = torch.as_tensor(attempt(student, images[:1], texts[:1], 0.2))
+    demand(torch.isclose(alone, torch.tensor(0.0), atol=1e-6), "With a single pair there is nothing to confuse: 0.")
+    strided = torch.stack([images, images], 1)[:, 0]
+    demand(torch.isclose(torch.as_tensor(attempt(student, strided, texts, 0.2)), wanted, atol=1e-5), "Strided input.")
+    print(f"ok: five random pairs cost {wanted:.2f}, one pair alone costs nothing, and both directions count.")
+
+
+def check_recall(student: Callable[[Tensor, int], float]) -> None:
+    """Exercise 2: `student(similarity, k)`, (N, N) with rows images and columns texts -> share of images whose own text
+    is among the k nearest."""
+    table = torch.tensor([[0.9, 0.1, 0.2], [0.8, 0.3, 0.5], [0.1, 0.2, 0.7]])
+    one = float(attempt(student, table, 1))
+    demand(abs(one - 1.0) > 1e-6, "You search down the columns: that is text to image. Rows are images here.")
+    demand(abs(one - 2 / 3) < 1e-6, f"In the three-by-three table two of three images find their text: .67, not {one:.2f}.")
+    two = float(attempt(student, table, 2))
+    demand(abs(two - 2 / 3) < 1e-6, f"With k = 2 the middle image's own text is still only third: .67, not {two:.2f}.")
+    three = float(attempt(student, table, 3))
+    demand(abs(three - 1.0) < 1e-6, f"Among all three texts the right one is always there: 1, not {three:.2f}.")
+    draw = torch.Generator().manual_seed(0)
+    big = torch.randn(40, 40, generator=draw) * 100
+    wanted = (big.argsort(dim=1, descending=True)[:, :7] == torch.arange(40)[:, None]).any(1).float().mean().item()
+    got = float(attempt(student, big, 7))
+    demand(abs(got - wanted) < 1e-6, f"On a random table of 40, R@7 is {wanted:.3f}, yours {got:.3f}.")
+    print("ok: R@k grows with k, reaches one, and reads along the rows.")
+
+
+def check_zero_shot(student: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """Exercise 3: `student(images, prompts)`, unit vectors (N, E) and (C, K, E), K prompts for each of C classes -> the
+    class (N,) of each image, by the mean of its prompts, brought back to length one."""
+    truth = torch.tensor([0, 1, 2, 2, 1])
+    centres = torch.eye(3, 6)
+    images = F.normalize(centres[truth] + 0.1 * _vectors(5), dim=-1)
+    prompts = F.normalize(centres[:, None] + 0.2 * _vectors(12, seed=3).unflatten(0, (3, 4)), dim=-1)  # (C, K, E)
+    got = torch.as_tensor(attempt(student, images, prompts))
+    demand(got.shape == (5,), f"One class per image: shape (5,), yours is {tuple(got.shape)}.")
+    demand(torch.equal(got.long(), truth), f"Five easy images belong to {truth.tolist()}, you say {got.tolist()}.")
+    # a class whose prompts disagree has a short mean: without the second normalisation it loses to a lesser match
+    spread = torch.tensor([[[1.0, 1.0, 0.0], [1.0, -1.0, 0.0]], [[0.8, 0.0, 0.6], [0.8, 0.0, 0.6]]])
+    spread = F.normalize(spread, dim=-1)
+    image = torch.tensor([[1.0, 0.0, 0.0]])
+    demand(
+        attempt(student, image, spread).item() == 0,
+        "Prompts that disagree have a short mean. Bring the mean back to length one before comparing.",
+    )
+    print("ok: every image finds its class, whether the prompts of a class agree or not.")
+
+
+def check_targets(student: Callable[[Tensor], Tensor]) -> None:
+    """Exercise 4: `student(image_ids)` (B,) -> targets (B, B), rows that sum to one, shared among captions of the same
+    image."""
+    for ids in ([7, 8, 9], [3, 3, 5, 3], [1], [2, 2]):
+        image_ids = torch.tensor(ids)
+        share = same_group(image_ids).float()
+        wanted = share / share.sum(1, keepdim=True)
+        got = torch.as_tensor(attempt(student, image_ids)).float()
+        demand(got.shape == wanted.shape, f"For {len(ids)} pairs the table is {len(ids)} x {len(ids)}.")
+        demand(
+            not (len(set(ids)) < len(ids) and torch.allclose(got, torch.eye(len(ids)))),
+            "The diagonal alone calls a second caption of the same image wrong.",
+        )
+        demand(
+            torch.allclose(got.sum(1), torch.ones(len(ids))),
+            f"Rows must sum to one; for ids {ids} yours sum to {[round(v, 2) for v in got.sum(1).tolist()]}.",
+        )
+        demand(torch.allclose(got, wanted), f"For ids {ids} the targets are {wanted.tolist()}, not {got.tolist()}.")
+    print("ok: captions of one image share the target, all others get nothing.")

@@ -1,0 +1,53 @@
+"""Checks of lesson 00's exercises."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from minivlp.lessons.check import attempt, demand
+
+
+def _close(got, wanted) -> bool:
+    return len(got) == len(wanted) and all(abs(float(a) - b) < 1e-6 for a, b in zip(got, wanted, strict=True))
+
+
+def check_box(student: Callable[..., tuple]) -> None:
+    """Exercise 1: pixel corners and the picture's size -> (cx, cy, w, h) as fractions."""
+    got = tuple(attempt(student, 0, 0, 200, 100, 200, 100))
+    demand(len(got) == 4, f"A box has four numbers, yours has {len(got)}.")
+    demand(max(abs(float(v)) for v in got) <= 1.5, f"Fractions, not pixels: divide by width and height (you gave {got}).")
+    demand(not _close(got, (0, 0, 1, 1)), "(cx, cy) is the centre of the box, not its upper left corner.")
+    demand(_close(got, (0.5, 0.5, 1, 1)), f"The box of the whole picture is (.5, .5, 1, 1), not {got}.")
+    got = tuple(attempt(student, 20, 10, 60, 40, 200, 100))
+    demand(not _close(got, (0.2, 0.25, 0.3, 0.4)), "That is corner and corner; w and h are the box's width and height.")
+    demand(_close(got, (0.2, 0.25, 0.2, 0.3)), f"Corners (20, 10, 60, 40) in 200 x 100 are (.2, .25, .2, .3), not {got}.")
+    print("ok: centres and sizes, as fractions of the picture.")
+
+
+def check_relation(student: Callable[..., str | None]) -> None:
+    """Exercise 2: where one box lies, seen from another."""
+    middle = (0.5, 0.5, 0.2, 0.2)
+    places = {"left": (0.1, 0.5), "right": (0.9, 0.55), "above": (0.45, 0.1), "below": (0.5, 0.9)}
+    opposite = {"left": "right", "right": "left", "above": "below", "below": "above"}
+    for wanted, (x, y) in places.items():
+        got = attempt(student, (x, y, 0.2, 0.2), middle)
+        demand(
+            got != opposite[wanted] or wanted in ("left", "right"),
+            f"y grows downwards: a box at y = {y} is {wanted} one at y = .5.",
+        )
+        demand(got != opposite[wanted], f"Turned round: a box at x = {x} is {wanted} of one at x = .5.")
+        demand(got == wanted, f"A box at ({x}, {y}) is {wanted} seen from (.5, .5); you say {got}.")
+    got = attempt(student, (0.2, 0.25, 0.1, 0.1), middle)
+    demand(got is None, f"At (.2, .25) one could argue: neither clearly left nor clearly above. You say {got}.")
+    got = attempt(student, (0.2, 0.3, 0.1, 0.1), middle)
+    demand(got == "left", f"At (.2, .3) the centres differ .3 across and .2 down, 1.5 times: left. You say {got}.")
+    print("ok: four directions, and silence where one could argue.")
+
+
+def check_cost(student: Callable[[int, int], tuple[int, int]]) -> None:
+    """Exercise 3: runs of a dual encoder and of a fusion model."""
+    dual, fusion = attempt(student, 1000, 5000)
+    demand(dual != 5_000_000, "A dual encoder runs once per picture and once per caption; pairs are only dot products.")
+    demand(dual == 6000, f"1,000 pictures and 5,000 captions are 6,000 encodings, not {dual}.")
+    demand(fusion == 5_000_000, f"A fusion model must see every pair: 5,000,000 runs, not {fusion}.")
+    print("ok: 6,000 runs against 5,000,000 for a thousand pictures and five thousand captions.")

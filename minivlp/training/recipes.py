@@ -1,0 +1,44 @@
+"""What each model is trained with, by profile: one place for lessons, command line and experiments.
+
+The `gpu` numbers are sized on paper (compute and memory counted, nothing measured on a GPU): about ten minutes on one
+card of 20 TFLOP/s in use and 10 GB.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from minivlp.training.loop import Settings
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Scenes to learn from, the batch, and how long. `preset` names the model's size."""
+
+    preset: str
+    scenes: int
+    size: int
+    objects: tuple[int, int]
+    batch_size: int
+    steps: int
+    lr: float = 2e-3
+    regions_per_image: int = 0
+    kinds: tuple[str, ...] | None = None
+
+    def settings(self, **changes) -> Settings:
+        """Settings for `fit`."""
+        return Settings(**{"steps": self.steps, "lr": self.lr, **changes})
+
+
+RECIPES: dict[str, dict[str, Recipe]] = {
+    "clip": {
+        "quick": Recipe("nano", 1500, 64, (1, 3), 64, 60),
+        "laptop": Recipe("nano", 12000, 64, (1, 3), 64, 850),
+        "gpu": Recipe("small", 100_000, 128, (1, 5), 256, 6000, lr=1e-3),
+    },
+    "xvlm": {
+        "quick": Recipe("nano", 1500, 64, (1, 3), 48, 40, regions_per_image=3),
+        "laptop": Recipe("nano", 12000, 64, (1, 3), 48, 800, regions_per_image=3),
+        "gpu": Recipe("small", 100_000, 128, (1, 5), 192, 6000, lr=1e-3, regions_per_image=4),
+    },
+}

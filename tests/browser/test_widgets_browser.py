@@ -1,0 +1,245 @@
+"""The four widgets, driven as a reader drives them: in JupyterLab with a kernel, and in a static page without one."""
+
+from __future__ import annotations
+
+import re
+
+import nbformat
+import pytest
+from driving import SHOTS, at, contrasts, drag, near, says, watched
+from toys import BLUE, IMAGE, RED, WORDS, attention, gallery, ground
+
+CELLS = [
+    """
+from IPython.display import display
+import time
+from toys import *
+from minivlp.visualize.widgets import AttentionViewer, Grounder, LiveCurves, RetrievalBrowser
+display(AttentionViewer(IMAGE, WORDS, attention(), (8, 8), [("red disc", RED), ("blue square", BLUE)]))""",
+    """
+def describe(box):
+    return [("a thing on the left", 1 - box[0]), ("a thing on the right", box[0])][:: 1 if box[0] < 0.5 else -1]
+
+def find(phrase):
+    if "dragon" in phrase:
+        raise ValueError("there be none")
+    return ground(phrase)
+
+Grounder(IMAGE, find, describe, ["the red disc", "the blue square"])""",
+    """
+images, captions, similarity = gallery()
+RetrievalBrowser(images, captions, similarity, lambda text: [float(i == len(text)) for i in range(len(images))])""",
+    """
+curves = LiveCurves()
+curves""",
+    """
+with curves.guard():
+    for step in range(100_000):
+        curves.log(step, loss=2 / (1 + step / 40), other=1 / (1 + step / 90))
+        time.sleep(0.01)
+print("stopped early:", curves.interrupted)""",
+    "print('the next cell', 'still runs')",
+]
+
+
+@pytest.fixture(scope="module")
+def page(lab, chromium):
+    """The notebook, opened, all its cells running."""
+    address, root = lab
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell.strip()) for cell in CELLS])
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(notebook, root / "widgets.ipynb")
+    with watched(chromium, address, viewport={"width": 1180, "height": 1150}) as page:
+        page.goto(f"{address}/lab/tree/widgets.ipynb?reset")
+        page.wait_for_selector(".jp-Notebook .jp-Cell")
+        page.wait_for_function(
+            "() => jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'", timeout=60_000
+        )
+        page.evaluate("() => { jupyterapp.commands.execute('notebook:run-all-cells') }")  # not awaited
+        yield page
+
+
+def test_curves_grow_and_the_stop_button_keeps_them(page):
+    curves = page.locator(".mvlp-training")
+    curves.wait_for(timeout=60_000)
+    page.wait_for_function("() => +document.querySelector('.mvlp-training').dataset.steps > 60")
+    says(curves, "Running")
+    # a browser-side answer while the kernel is busy: this is what the sliders are built for
+    viewer = page.locator(".mvlp-attention")
+    viewer.get_by_role("button", name="blue").click()
+    says(viewer, "“blue” looks most at row 6, column 6")
+    curves.scroll_into_view_if_needed()
+    page.screenshot(path=SHOTS / "lab_training.png")
+    page.locator('[data-command="notebook:interrupt-kernel"]').first.click()
+    page.get_by_text("stopped early: True").wait_for()
+    page.get_by_text("the next cell still runs").wait_for()
+    says(curves, "Stopped by you; the history is kept.")
+    assert curves.locator("path.mvlp-line").count() == 2
+    straight = curves.locator("path.mvlp-line").first.get_attribute("d")
+    curves.get_by_label("log axis").check()
+    assert curves.locator("path.mvlp-line").first.get_attribute("d") != straight
+    curves.get_by_role("button", name="other").click()
+    assert curves.locator("path.mvlp-line").count() == 1
+    chart = curves.locator("svg.mvlp-chart")
+    page.mouse.move(*at(chart, 0.1, 0.5))
+    says(curves, "loss 1.9")  # at the left end, not at the last step
+
+
+def test_attention_follows_words_patches_and_sliders(page):
+    viewer = page.locator(".mvlp-attention")
+    canvas = viewer.locator("canvas")
+    viewer.get_by_role("button", name="Start again").click()
+    says(viewer, "No word and no patch is chosen.")
+    viewer.get_by_role("button", name="disc").hover()
+    says(viewer, "“disc” looks most at row 3, column 3")
+    assert "falls in the box “red disc”" in viewer.get_by_role("status").inner_text()
+    page.mouse.move(2, 2)
+    says(viewer, "No word and no patch is chosen.")
+    viewer.get_by_role("button", name="red").click()
+    says(viewer, "“red” looks most at row 1, column 8")  # the mean of the heads is led astray by head 2 …
+    head = viewer.get_by_label("Head")
+    head.focus()
+    page.keyboard.press("ArrowRight")
+    says(viewer, "“red” looks most at row 3, column 3")  # … and head 1 alone is not
+    layer = viewer.get_by_label("Layer")
+    layer.focus()
+    page.keyboard.press("ArrowLeft")
+    assert viewer.get_attribute("data-best") != "18"  # the first layer looks anywhere
+    page.keyboard.press("ArrowRight")
+    share = r"(\d+(\.\d)?) % of its attention"
+    before = re.search(share, viewer.get_by_role("status").inner_text())[1]
+    viewer.get_by_label("Temperature").fill("-0.5")
+    after = re.search(share, viewer.get_by_role("status").inner_text())[1]
+    assert float(after) > 1.5 * float(before)
+    page.mouse.click(*at(canvas, 0.7, 0.7))
+    says(viewer, "The patch at row 6, column 6 is looked at most by")
+    share_of = "buttons => buttons.map((b) => parseInt(b.style.getPropertyValue('--share')))"
+    fill = viewer.locator(".mvlp-word").evaluate_all(share_of)
+    assert min(fill[5:]) > 90 and max(fill[:5]) < 10  # "blue" and "square", and nothing else
+    viewer.screenshot(path=SHOTS / "attention_viewer_light.png")
+
+
+def test_keys_stay_in_the_widget(page):
+    """Arrows move the patch and no cell; d d deletes no cell; Escape lets go."""
+    viewer = page.locator(".mvlp-attention")
+    canvas = viewer.locator("canvas")
+    cells = page.locator(".jp-Notebook .jp-Cell").count()
+    viewer.get_by_role("button", name="Start again").click()
+    canvas.focus()
+    for key in ("ArrowUp", "ArrowLeft", "d", "d"):
+        page.keyboard.press(key)
+    says(viewer, "The patch at row 4, column 4")
+    assert page.locator(".jp-Notebook .jp-Cell").count() == cells
+    page.keyboard.press("Escape")
+    says(viewer, "No word and no patch is chosen.")
+    viewer.get_by_role("button", name="red").focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    says(viewer, "“disc” looks most at")
+
+
+def test_grounder_answers_phrases_and_boxes(page):
+    grounder = page.locator(".mvlp-grounder")
+    canvas = grounder.locator("canvas")
+    says(grounder, "“the red disc”: the model draws its box at the top left and gives 97 %")
+    phrase = grounder.get_by_label("phrase to look for")
+    phrase.fill("something blue")
+    phrase.press("Enter")  # not known before: the kernel is asked
+    says(grounder, "“something blue”: the model draws its box at the bottom right and gives 91 %")
+    assert near(grounder.get_attribute("data-answer"), BLUE)
+    phrase.fill("a dragon")
+    for _ in range(2):  # asked twice, answered twice
+        phrase.press("Enter")
+        says(grounder, "ValueError: there be none")
+        grounder.get_by_role("button", name="the red disc").click()
+        says(grounder, "“the red disc”")
+        phrase.fill("a dragon")
+    drag(page, canvas, (0.55, 0.55), (0.9, 0.9))
+    says(grounder, "Your box fits “a thing on the right” best (0.73).")
+    assert near(grounder.get_attribute("data-drawn"), (0.725, 0.725, 0.35, 0.35))
+    grounder.screenshot(path=SHOTS / "grounder_light.png")
+    canvas.focus()
+    for key in ["Escape", *["ArrowLeft"] * 9, "ArrowUp", "-"]:  # the first arrow makes a box in the middle
+        page.keyboard.press(key)
+    assert near(grounder.get_attribute("data-drawn"), (0.26, 0.47, 0.26, 0.26))
+    page.keyboard.press("Enter")
+    says(grounder, "Your box fits “a thing on the left” best (0.74).")
+
+
+def test_retrieval_ranks_both_ways_and_takes_free_words(page):
+    browser = page.locator(".mvlp-retrieval")
+    captions, images = browser.get_by_role("group", name="captions"), browser.get_by_role("group", name="images")
+    captions.get_by_role("button").first.click()
+    says(browser, "the true image is at rank 2 of 24")
+    assert [images.locator("button").nth(i).get_attribute("data-key") for i in (0, 1)] == ["3", "0"]
+    assert "true pair" in images.locator("button").nth(1).get_attribute("aria-label")
+    browser.screenshot(path=SHOTS / "retrieval_browser_light.png")
+    images.locator("button").nth(1).click()
+    says(browser, "is at rank 1 of 48")
+    assert captions.locator("button").first.get_attribute("data-key") in ("0", "1")
+    words = browser.get_by_role("searchbox")
+    words.fill("yellow triangle left")
+    assert 0 < captions.locator("button").count() <= 48
+    words.fill("five!")
+    words.press("Enter")
+    says(browser, "“five!”")
+    assert images.locator("button").first.get_attribute("data-key") == "5"
+    browser.get_by_role("button", name="Show all").click()
+    says(browser, "Nothing is chosen.")
+
+
+def test_dark_theme_and_what_is_saved(page, lab):
+    assert min(contrasts(page)) > 4.5
+    page.evaluate("() => jupyterapp.commands.execute('apputils:change-theme', { theme: 'JupyterLab Dark' })")
+    page.wait_for_function("() => document.body.dataset.jpThemeLight === 'false'")
+    page.wait_for_timeout(300)
+    for name in ("attention", "grounder", "training", "retrieval"):
+        page.locator(f".mvlp-{name}").screenshot(path=SHOTS / f"lab_dark_{name}.png")
+    assert min(contrasts(page)) > 4.5
+    page.evaluate("() => jupyterapp.commands.execute('docmanager:save')")
+    notebook = nbformat.read(lab[1] / "widgets.ipynb", as_version=4)
+    outputs = [output.get("data", {}) for cell in notebook.cells for output in cell.outputs]
+    views = [data for data in outputs if "application/vnd.jupyter.widget-view+json" in data]
+    names = [view["text/plain"].split("(")[0] for view in views]
+    assert names == ["AttentionViewer", "Grounder", "RetrievalBrowser", "LiveCurves"]
+    assert all(view["image/png"].startswith("iVBOR") for view in views)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_static_page_is_alive_without_a_kernel(chromium, tmp_path, scheme):
+    from minivlp.visualize.page import save_page
+    from minivlp.visualize.widgets import AttentionViewer, Grounder, LiveCurves, RetrievalBrowser
+
+    curves = LiveCurves()
+    for step in range(900):
+        curves.log(step, loss=3 / (1 + step / 50), other=float("nan") if step == 600 else 1.5 / (1 + step / 200))
+    curves.flush()
+    viewer = AttentionViewer(IMAGE, WORDS, attention(), (8, 8), [("red disc", RED), ("blue square", BLUE)])
+    grounder = Grounder(IMAGE, ground, phrases=["the red disc", "the blue square", "</script> & more"])
+    file = save_page([viewer, grounder, curves, RetrievalBrowser(*gallery(), lambda text: [])], tmp_path / "page.html")
+    with watched(chromium, file.as_uri(), color_scheme=scheme, viewport={"width": 980, "height": 900}) as page:
+        page.goto(file.as_uri())
+        page.wait_for_function("() => document.querySelectorAll('[data-alive]').length === 4")
+        v, g, c, r = (page.locator(f".mvlp-{name}") for name in ("attention", "grounder", "training", "retrieval"))
+        v.get_by_role("button", name="square").click()
+        says(v, "“square” looks most at row 6, column 6")
+        flat = v.get_by_role("status").inner_text()
+        v.get_by_label("Temperature").fill("-1")
+        assert v.get_by_role("status").inner_text() != flat
+        g.get_by_role("button", name="the blue square").click()
+        says(g, "bottom right")
+        phrase = g.get_by_label("phrase to look for")
+        phrase.fill("a dragon")
+        phrase.press("Enter")
+        says(g, "This page has no kernel")
+        drag(page, g.locator("canvas"), (0.17, 0.17), (0.46, 0.46))
+        says(g, "Your box fits “the red disc” best (0.9")
+        says(c, "Step 899")
+        assert c.locator("text=not a number").count() == 1
+        c.get_by_label("Smooth").fill("0.1")
+        assert c.locator("path.mvlp-line").count() == 4  # the raw curves, faint, and the smooth ones
+        r.get_by_role("searchbox").fill("red triangle")
+        r.get_by_role("searchbox").press("Enter")
+        says(r, "the true image is at rank 1 of 24")
+        assert min(contrasts(page)) > 4.5
+        page.screenshot(path=SHOTS / f"page_{scheme}.png", full_page=True)

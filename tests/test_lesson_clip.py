@@ -1,0 +1,72 @@
+"""Lesson 01's checks: the solution passes, typical wrong answers fail with the message meant for them."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from minivlp.lessons import clip
+from minivlp.lessons.check import NotYet
+
+
+def loss(images, texts, temperature):
+    logits = images @ texts.T / temperature
+    truth = torch.arange(len(images))
+    return (F.cross_entropy(logits, truth) + F.cross_entropy(logits.T, truth)) / 2
+
+
+def one_way(images, texts, temperature):
+    return F.cross_entropy(images @ texts.T / temperature, torch.arange(len(images)))
+
+
+def recall(similarity, k):
+    nearest = similarity.topk(k, dim=1).indices
+    return (nearest == torch.arange(len(similarity))[:, None]).any(1).float().mean().item()
+
+
+def zero_shot(images, prompts):
+    return (images @ F.normalize(prompts.mean(1), dim=-1).T).argmax(1)
+
+
+def targets(image_ids):
+    same = (image_ids[:, None] == image_ids[None]).float()
+    return same / same.sum(1, keepdim=True)
+
+
+RIGHT = [(clip.check_loss, loss), (clip.check_recall, recall), (clip.check_zero_shot, zero_shot)]
+RIGHT += [(clip.check_targets, targets)]
+
+
+@pytest.mark.parametrize("check, answer", RIGHT, ids=[a.__name__ for _, a in RIGHT])
+def test_the_solution_passes(check, answer, capsys):
+    check(answer)
+    assert capsys.readouterr().out.startswith("ok")
+
+
+def stub(*arguments):
+    raise NotImplementedError("your turn")
+
+
+WRONG = [
+    (clip.check_loss, stub, "Nothing written yet"),
+    (clip.check_loss, one_way, "one direction only"),
+    (clip.check_loss, lambda i, t, tau: one_way(t, i, tau), "one direction only"),
+    (clip.check_loss, lambda i, t, tau: 2 * loss(i, t, tau), "sum of both directions"),
+    (clip.check_loss, lambda i, t, tau: loss(i, t, 1 / tau), "divided by the temperature"),
+    (clip.check_loss, lambda i, t, tau: loss(i, t, 1.0), "not used"),
+    (clip.check_loss, lambda i, t, tau: i @ t.T, "one number"),
+    (clip.check_loss, lambda i, t, tau: i.missing, "AttributeError"),
+    (clip.check_recall, lambda s, k: recall(s.T, k), "down the columns"),
+    (clip.check_recall, lambda s, k: recall(s, 1), "always there"),
+    (clip.check_recall, lambda s, k: recall(-s, k), "two of three"),
+    (clip.check_zero_shot, lambda i, p: (i @ p.mean(1).T).argmax(1), "back to length one"),
+    (clip.check_zero_shot, lambda i, p: (i @ p.mean(1).T).argmax(0), "One class per image"),
+    (clip.check_zero_shot, lambda i, p: (i @ p.mean(1).T).argmin(1), "easy images"),
+    (clip.check_targets, lambda ids: torch.eye(len(ids)), "diagonal alone"),
+    (clip.check_targets, lambda ids: (ids[:, None] == ids[None]).float(), "sum to one"),
+]
+
+
+@pytest.mark.parametrize("check, answer, message", WRONG)
+def test_a_wrong_answer_is_told_what_failed(check, answer, message):
+    with pytest.raises(NotYet, match=message):
+        check(answer)

@@ -1,0 +1,130 @@
+"""The long runs behind the tables: several variants, several seeds, one small JSON each in `records/`.
+
+    python tools/experiments.py clip_seeds            all runs of one table (runs that are there already are kept)
+    python tools/experiments.py --list                which tables there are and how long they take
+
+Settings were chosen on validation scenes; what is recorded here is measured on test scenes that no choice has seen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from minivlp.data.loading import Loader
+from minivlp.data.scenes import Scenes
+from minivlp.data.text import load_tokenizer
+from minivlp.evaluation.matching import counterfactual
+from minivlp.evaluation.records import RECORDS, load_runs, save_record
+from minivlp.evaluation.retrieval import retrieval
+from minivlp.models import MODELS
+from minivlp.training.loop import fit
+from minivlp.training.recipes import RECIPES, Recipe
+
+TEST_SEED = 7
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of a table: what differs from the recipe, in the model's config and in the training."""
+
+    model: str
+    config: dict[str, Any] = field(default_factory=dict)
+    recipe: dict[str, Any] = field(default_factory=dict)
+
+    def train(self, seed: int, tokenizer: Any) -> tuple[Any, float, Recipe]:
+        """A model trained from scratch, the seconds it took, and the recipe it followed."""
+        recipe = replace(RECIPES[self.model]["laptop"], **self.recipe)
+        kind = MODELS[self.model]
+        torch.manual_seed(seed)
+        model = kind(replace(getattr(kind.Config, recipe.preset)(len(tokenizer)), **self.config))
+        scenes = Scenes(recipe.scenes, "train", seed, recipe.size, recipe.objects)
+        loader = Loader(
+            scenes,
+            tokenizer,
+            recipe.batch_size,
+            recipe.size,
+            seed=seed,
+            regions_per_image=recipe.regions_per_image,
+            kinds=recipe.kinds,
+        )
+        return model, fit(model, loader.batch, recipe.settings()).seconds, recipe
+
+
+def retrieval_and_counterfactuals(model: Any, test: Scenes, tokenizer: Any) -> dict[str, Any]:
+    """R@k of 500 unique captions, and the true caption against one with a single fact changed."""
+    scores = dict(retrieval(model, test, tokenizer))
+    return scores | {f"counterfactual: {kind}": s for kind, s in counterfactual(model, test, tokenizer).items()}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Variants by name, what is measured of each, and a word on what the table is for."""
+
+    purpose: str
+    variants: dict[str, Variant]
+    measure: Callable[[Any, Scenes, Any], dict[str, Any]] = retrieval_and_counterfactuals
+    seeds: tuple[int, ...] = (0, 1, 2)
+
+
+SHORT = {"steps": 300}
+TABLES = {
+    "clip_seeds": Table("CLIP nano as lesson 01 trains it, three seeds", {"CLIP nano": Variant("clip")}),
+    "clip_temperature": Table(
+        "temperature learned, or fixed at three values (300 steps)",
+        {
+            "learned from .07": Variant("clip", recipe=SHORT),
+            "fixed at .07": Variant("clip", {"learn_temperature": False}, SHORT),
+            "fixed at .02": Variant("clip", {"learn_temperature": False, "temperature": 0.02}, SHORT),
+            "fixed at 1": Variant("clip", {"learn_temperature": False, "temperature": 1.0}, SHORT),
+        },
+    ),
+    "clip_batch": Table(
+        "batch size at the same number of pairs seen (19,200)",
+        {f"batch {size}": Variant("clip", recipe={"batch_size": size, "steps": 19200 // size}) for size in (16, 64, 256)},
+    ),
+}
+
+
+def run(name: str) -> None:
+    """Make the runs of a table that are missing, writing the record after each."""
+    table, tokenizer = TABLES[name], load_tokenizer()
+    test = Scenes(1500, "test", TEST_SEED)
+    runs = load_runs(name) if (RECORDS / f"{name}.json").exists() else []
+    done = {(run["variant"], run["seed"]) for run in runs}
+    for variant, how in table.variants.items():
+        for seed in table.seeds:
+            if (variant, seed) in done:
+                continue
+            print(f"{name}: {variant}, seed {seed}", flush=True)
+            model, seconds, recipe = how.train(seed, tokenizer)
+            scores = table.measure(model, test, tokenizer)
+            runs.append(
+                {"variant": variant, "seed": seed, "steps": recipe.steps, "seconds": round(seconds), "scores": scores}
+            )
+            save_record(name, f"python tools/experiments.py {name}", runs)
+            print("  " + ", ".join(f"{k} {s.value:.2f}" for k, s in scores.items()), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tables", nargs="*", choices=[*TABLES, []], help="which tables")
+    parser.add_argument("--list", action="store_true", help="say what there is")
+    options = parser.parse_args()
+    if options.list or not options.tables:
+        for name, table in TABLES.items():
+            made = "made" if (Path(RECORDS) / f"{name}.json").exists() else "not made yet"
+            print(f"{name:20} {len(table.variants)} x {len(table.seeds)} runs, {made}: {table.purpose}")
+        sys.exit(0)
+    for name in options.tables:
+        run(name)
+
+
+if __name__ == "__main__":
+    main()
