@@ -71,7 +71,8 @@ bad_corners = st.one_of(  # of an image of 32 x 24 pixels
     .map(list)
     .filter(lambda b: b[0] >= b[2] or b[1] >= b[3] or b[0] < -1 or b[1] < -1 or b[2] > 33 or b[3] > 25),
     st.sampled_from([None, "1,2,3,4", [1, 2, 3], [1, 2, 3, 4, 5], [1, 2, float("nan"), 4], [0, 0, float("inf"), 9],
-                     [0, 0, True, True], ["0", "0", "9", "9"], [0, 0, 10**400, 9], {}, [20, 5, 4, 9], [5, 5, 5, 9]]),
+                     [0, 0, True, True], ["0", "0", "9", "9"], [0, 0, 10**400, 9], {}, [20, 5, 4, 9], [5, 5, 5, 9],
+                     [0, 0, 40, 20], [0, 0, 20, 30], [-5, 0, 9, 9], [0, -5, 9, 9], [90, 0, 95, 9], [0, 60, 9, 70]]),
 )  # fmt: skip
 bad_name = st.sampled_from(["", None, 3, "nowhere.jpg", "images", "a\0b.jpg", "\ud800.jpg", "x" * 400 + ".jpg"])
 bad_line = st.sampled_from([

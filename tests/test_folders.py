@@ -201,6 +201,14 @@ def test_pixels_squash_and_never_crop(tmp_path):
         folder[2]
 
 
+def test_quick_decoding_does_not_blur(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 255, (50, 50, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
+    path = picture(tmp_path / "a.jpg", Image.fromarray(noise), quality=95)
+    folder = open_folder(jsonl(tmp_path / "captions.jsonl", {"file": "a.jpg", "caption": "noise"}))
+    exact = np.asarray(Image.open(path).resize((100, 100), Image.Resampling.BICUBIC), int)
+    assert np.abs(folder.pixels([0], 100)[0].astype(int) - exact).mean() < 6
+
+
 RED_BLUE = {  # kind of file → (suffix, picture, options)
     "grey": ("png", halves().convert("L"), {}),
     "cmyk": ("jpg", halves().convert("CMYK"), {"quality": 95}),

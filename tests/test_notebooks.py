@@ -16,7 +16,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILT = sorted((ROOT / "notebooks").glob("*.ipynb"))
-TAGS = {"setup", "exercise", "check", "solution", "slide", "nbval-ignore-output", "nbval-skip", "raises-exception"}
+TAGS = {"setup", "exercise", "check", "solution", "needs-solution", "slide"}
+TAGS |= {"nbval-check-output", "nbval-ignore-output", "nbval-skip", "raises-exception"}
 # nbval cannot follow outputs that change after they were first shown
 LIVE = re.compile(r"clear_output|display_id|\binteract\(|\bOutput\(")
 PRIVATE = re.compile(r"(?:/home|/root|/Users|/tmp|/var/folders)/\w|[A-Z]:\\\\?Users")
@@ -45,6 +46,8 @@ def complaints(notebook: nbformat.NotebookNode, size: int) -> list[str]:
             found.append(f"cell {number}: unknown tag {', '.join(tags - TAGS)}")
         if "raises-exception" not in tags and any(output.output_type == "error" for output in cell.outputs):
             found.append(f"cell {number}: stores a traceback")
+        if "nbval-check-output" in tags and not cell.outputs:
+            found.append(f"cell {number}: promises an output and has none")
         if LIVE.search(cell.source) and "nbval-ignore-output" not in tags:
             found.append(f"cell {number}: needs the tag nbval-ignore-output")
         if PRIVATE.search(str(cell.outputs)):
@@ -201,6 +204,7 @@ def test_a_failing_lesson_is_named_and_writes_nothing(tmp_path):
     ("cell", "words"),
     [
         ({"tags": ["chekc"]}, "unknown tag chekc"),
+        ({"tags": ["nbval-check-output"]}, "promises an output"),
         ({"source": "clear_output()"}, "nbval-ignore-output"),
         ({"execution_count": 7}, "not run top to bottom"),
         ({"outputs": [nbformat.v4.new_output("error", ename="E", evalue="", traceback=[])]}, "stores a traceback"),

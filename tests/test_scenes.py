@@ -173,6 +173,10 @@ def test_questions_have_right_answers(scenes):
                 where = _determined(scene, question.removesuffix("?").split(" ", 2)[2])
                 facts = parse(f"{answer} {where}" if start == "what is" else _determined(scene, f"{where} {answer}"))
                 assert scene.holds(facts), (question, answer)
+                if start == "what is":  # and nothing else lies there, or might
+                    (seen_from,) = [t for t in things if question.endswith(f" the {english.bare(t)}?")]
+                    others = [t for t in things if t != seen_from and english.name(t) != answer]
+                    assert not {relation(t, seen_from) for t in others} & {None, facts.relations[0]}
     assert {"what colour", "how many", "is", "are", "what is", "where is"} <= asked
 
 

@@ -259,7 +259,30 @@ def test_rows_of_the_training_loop_become_curves():
     live = LiveCurves()
     live.log_row({"step": 3, "loss": 2.0, "contrastive": 2.0, "gradient": 9.0, "seconds": 1.0})
     assert live.history == {"loss": [(3, 2.0)], "contrastive": [(3, 2.0)]}
-    assert repr(live) == "LiveCurves(loss, contrastive)"
+
+
+def test_the_still_picture_is_renewed_after_training(monkeypatch):
+    """A code host shows only the picture, and the widget is displayed before there is anything to draw."""
+    shown = []
+
+    class Output:
+        def update(self, data, **options):
+            shown.append(data)
+
+    def display(data, **options):
+        shown.append(data)
+        return Output()
+
+    monkeypatch.setattr("IPython.display.display", display)
+    live = LiveCurves()
+    live._ipython_display_()
+    with live.guard():
+        live.log(0, loss=1.0)
+        live.log(1, loss=0.5)
+    before, after = shown
+    assert before["image/png"] != after["image/png"]
+    view = "application/vnd.jupyter.widget-view+json"
+    assert before[view] == after[view] and before["text/plain"] == after["text/plain"]
 
 
 # The retrieval browser.
@@ -300,11 +323,9 @@ def test_tables_that_do_not_fit_are_refused(images, captions, similarity, messag
 # Any picture.
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"])
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I", "F", "I;16"])
 def test_any_picture_is_taken(mode):
-    image = rgb(
-        Image.new("L", (60, 40), 255).convert("I").convert(mode) if mode == "I;16" else Image.new(mode, (60, 40))
-    )
+    image = rgb(Image.new(mode, (60, 40)))
     assert image.mode == "RGB" and image.size == (60, 40)
 
 

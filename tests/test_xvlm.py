@@ -455,6 +455,12 @@ def test_phrases_of_one_box_are_never_each_others_negatives():
     assert len(set(same_place(torch.tensor([1, 2, 3]), boxes).tolist())) == 3
 
 
+def test_match_is_the_probability_that_the_loss_pushes_up():
+    model, batch = tiny(losses=("itm",)), some_batch(images=1)
+    pair = Batch(batch.images, batch.ids, batch.mask, batch.image_ids)  # alone: nothing to draw a wrong pair from
+    assert torch.allclose(model.losses(pair)["itm"], -model.match(batch.images, batch.ids, batch.mask).log().mean())
+
+
 def test_contrast_shares_among_all_that_belong_together():
     # places p, p, q with the words a, b, a: to the first row all three belong, to the others two
     batch = some_batch(images=1, regions=3)
@@ -478,7 +484,7 @@ def test_special_tokens_are_not_hidden_and_pieces_of_a_word_together():
     asked = labels != IGNORE
     assert not asked[:, [0, 5, 6]].any() and asked.any(dim=1).all()
     assert torch.equal(asked[:, 1], asked[:, 2]) and torch.equal(asked[:, 3], asked[:, 4])
-    assert (hidden == model.config.mask_id).any()
+    assert (hidden == model.config.mask_id).any() and (hidden > 22).any()  # random words from the whole vocabulary
 
 
 def test_other_image_sizes_and_shapes():

@@ -304,7 +304,8 @@ class LiveCurves(Widget):
                 curves.log(step, loss=...)
 
     `history` maps each name to its points (step, value); `interrupted` says whether the stop button was pressed. With
-    our training loop: `fit(..., on_step=[curves.log_row])`.
+    our training loop: `with curves.guard(): fit(..., on_step=[curves.log_row])`. At the end of the block the still
+    picture in the notebook is renewed; without `guard` it stays as it was when the widget was displayed.
     """
 
     _esm = source("curves")
@@ -319,6 +320,7 @@ class LiveCurves(Widget):
         self.history: dict[str, list[tuple[float, float]]] = {}
         self.interrupted = False
         self._every, self._sent = every, -math.inf
+        self._output: Any = None  # where it is displayed, once it is
 
     def log(self, step: float, **values: float) -> None:
         """Add one point to each named curve. Values may be numbers or tensors with one element."""
@@ -348,9 +350,19 @@ class LiveCurves(Widget):
         finally:
             self.state = "stopped" if self.interrupted else "done"
             self.flush()
+            if self._output is not None:
+                data, metadata = self._repr_mimebundle_()
+                self._output.update(data, metadata=metadata, raw=True)
+
+    def _ipython_display_(self) -> None:
+        """Shown before training, its picture is empty: remember the place, so that `guard` can put in the full one."""
+        from IPython.display import display
+
+        data, metadata = self._repr_mimebundle_()
+        self._output = display(data, metadata=metadata, raw=True, display_id=True)
 
     def __repr__(self) -> str:
-        return f"LiveCurves({', '.join(self.history)})"
+        return "LiveCurves()"  # the same before and after training
 
     def to_png(self) -> bytes:
         from matplotlib.figure import Figure

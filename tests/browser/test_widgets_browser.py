@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 
 import nbformat
@@ -189,6 +190,8 @@ def test_retrieval_ranks_both_ways_and_takes_free_words(page):
 
 
 def test_dark_theme_and_what_is_saved(page, lab):
+    from minivlp.visualize.widgets import LiveCurves
+
     assert min(contrasts(page)) > 4.5
     page.evaluate("() => jupyterapp.commands.execute('apputils:change-theme', { theme: 'JupyterLab Dark' })")
     page.wait_for_function("() => document.body.dataset.jpThemeLight === 'false'")
@@ -197,12 +200,15 @@ def test_dark_theme_and_what_is_saved(page, lab):
         page.locator(f".mvlp-{name}").screenshot(path=SHOTS / f"lab_dark_{name}.png")
     assert min(contrasts(page)) > 4.5
     page.evaluate("() => jupyterapp.commands.execute('docmanager:save')")
+    page.wait_for_function("() => !jupyterapp.shell.currentWidget.context.model.dirty")
     notebook = nbformat.read(lab[1] / "widgets.ipynb", as_version=4)
     outputs = [output.get("data", {}) for cell in notebook.cells for output in cell.outputs]
     views = [data for data in outputs if "application/vnd.jupyter.widget-view+json" in data]
     names = [view["text/plain"].split("(")[0] for view in views]
     assert names == ["AttentionViewer", "Grounder", "RetrievalBrowser", "LiveCurves"]
     assert all(view["image/png"].startswith("iVBOR") for view in views)
+    empty = base64.b64encode(LiveCurves().to_png())
+    assert len(views[-1]["image/png"]) > 1.3 * len(empty)  # the curves stand there, although displayed before training
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

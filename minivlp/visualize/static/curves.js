@@ -69,7 +69,7 @@ function render({ model, el }) {
     const [first, last] = [Math.min(...xs) < 0.1 * Math.max(...xs) ? 0 : Math.min(...xs), Math.max(...xs, Math.min(...xs) + 1)], scale = isLog ? Math.log : (x) => x;
     toX = (x) => PAD.left + ((x - first) / (last - first)) * (WIDE - PAD.left - PAD.right);
     const toY = (y) => HIGH - PAD.bottom - ((scale(y) - scale(low)) / (scale(high) - scale(low))) * (HIGH - PAD.top - PAD.bottom);
-    let marks = isLog ? decades(low, high) : ticks(low, high, 5);
+    let marks = isLog ? decades(low, high) : ticks(low, high, 6);
     if (isLog && marks.length > 7) marks = marks.filter((y) => Math.abs(Math.log10(y) - Math.round(Math.log10(y))) < 1e-6);
     if (marks.length < 2) marks = [low, high];
     for (const y of marks) chart.append(svg("line", { x1: PAD.left, x2: WIDE - PAD.right, y1: toY(y), y2: toY(y), class: "mvlp-grid" }),
