@@ -26,7 +26,10 @@ def main() -> None:
     print(f"{where}, torch {torch.__version__}, {torch.get_num_threads()} threads; milliseconds, best of 30")
     print(f"{'':36}{'plain':>8}{'fused':>8}{'plain/fused':>13}")
     for dtype in [torch.float32] + ([torch.bfloat16] if bf16_is_fast(where) else []):
-        for name, shape in {"image, 64 x 4 heads x 65": (64, 4, 65, 32), "text, 64 x 4 heads x 16": (64, 4, 16, 32)}.items():
+        for name, shape in {
+            "image, 64 x 4 heads x 65": (64, 4, 65, 32),
+            "text, 64 x 4 heads x 16": (64, 4, 16, 32),
+        }.items():
             q, k, v = (torch.randn(shape, device=where, dtype=dtype, requires_grad=True) for _ in range(3))
             best = dict.fromkeys(ways, 1e9)
             for _ in range(30):

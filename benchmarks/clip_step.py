@@ -2,9 +2,9 @@
 
     python -m benchmarks.clip_step [--batch 64] [--rounds 8] [--threads 2]
 
-Every contender does the same work on the same batch: forward, contrastive loss, backward, AdamW. Rounds are interleaved,
-so that a busy machine slows all of them alike, and the best round of each counts. The `share` column is the step's
-matrix products (counted by torch) per second against the machine's own best matrix product of the same dtype.
+Every contender does the same work on the same batch: forward, contrastive loss, backward, AdamW. Rounds are
+interleaved, so that a busy machine slows all of them alike, and the best round of each counts. The `share` column is
+the step's matrix products (counted by torch) per second against the machine's own best rate in the same dtype.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ def transformers_clip(attention: str) -> nn.Module:
 
     same = dict(hidden_size=WIDTH, intermediate_size=4 * WIDTH, num_attention_heads=HEADS)
     config = Config(
-        text_config=dict(same, vocab_size=VOCABULARY, num_hidden_layers=2, max_position_embeddings=LENGTH, eos_token_id=1),
+        text_config=dict(
+            same, vocab_size=VOCABULARY, num_hidden_layers=2, max_position_embeddings=LENGTH, eos_token_id=1
+        ),
         vision_config=dict(same, num_hidden_layers=3, image_size=SIZE, patch_size=PATCH),
         projection_dim=64,
         attn_implementation=attention,

@@ -95,9 +95,7 @@ def open_data(options: argparse.Namespace, split: str | None, count: int, **scen
     if options.data == "photos":
         return Photos(options.language)
     on_error = "skip" if options.skip_errors else "raise"
-    return open_folder(
-        options.data, split=split, subset=options.subset, language=options.language, on_error=on_error
-    )
+    return open_folder(options.data, split=split, subset=options.subset, language=options.language, on_error=on_error)
 
 
 def measure(model: Any, dataset: Any, tokenizer: Any) -> dict[str, Any]:
@@ -119,6 +117,7 @@ def train(options: argparse.Namespace) -> None:
     """Train, save `model.safetensors` in the run's folder, and print what the validation split says."""
     import torch
 
+    from minivlp.data.folders import DataError
     from minivlp.data.loading import Loader
     from minivlp.data.text import load_tokenizer
     from minivlp.evaluation.score import Scores
@@ -130,7 +129,7 @@ def train(options: argparse.Namespace) -> None:
     kind, recipe = MODELS[options.model], RECIPES[options.model][profile()]
     tokenizer = load_tokenizer(options.tokenizer)
     torch.manual_seed(options.seed)
-    model = kind(getattr(kind.Config, recipe.preset)(len(tokenizer)))
+    model = recipe.build(kind, len(tokenizer))
     size = model.config.image.image_size
     scene = dict(seed=options.seed, size=size, objects=recipe.objects)
     dataset = open_data(options, "train", recipe.scenes, **scene)
@@ -154,7 +153,13 @@ def train(options: argparse.Namespace) -> None:
         return
     save_model(model, out / "model.safetensors", data=options.data, seed=options.seed, seconds=round(history.seconds))
     print(f"trained in {history.seconds:.0f} s; saved {out / 'model.safetensors'}\n")
-    print(Scores(measure(model, open_data(options, "validation", EVALUATION_SCENES, **scene), tokenizer)))
+    try:
+        held_out = open_data(options, "validation", EVALUATION_SCENES, **scene)
+    except DataError as error:  # a folder too small to be split has nothing to be measured on
+        print(f"not measured: {error}")
+        return
+    print(f"on {held_out!r}:")
+    print(Scores(measure(model, held_out, tokenizer)))
 
 
 def evaluate(options: argparse.Namespace) -> None:
@@ -210,7 +215,14 @@ def zoo() -> list[dict[str, str]]:
             sizes = [kind(getattr(kind.Config, preset)()) for preset in ("nano", "paper")]
         counts = [sum(p.numel() for p in model.parameters()) / 1e6 for model in sizes]
         source = inspect.getsource(inspect.getmodule(kind))
-        skipped = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
+        skipped = (
+            tokenize.COMMENT,
+            tokenize.NL,
+            tokenize.NEWLINE,
+            tokenize.INDENT,
+            tokenize.DEDENT,
+            tokenize.ENDMARKER,
+        )
         lines = set()
         previous = tokenize.INDENT
         for token in tokenize.generate_tokens(io.StringIO(source).readline):

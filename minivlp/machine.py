@@ -113,7 +113,7 @@ def missing() -> list[str]:
 
 def report() -> str:
     """What is here and what will be used, for a person: Python, torch, device, dtype, threads, memory, packages."""
-    rows = [("python", f"{platform.python_version()} at {sys.executable}"), ("platform", platform.platform())]
+    rows = [("python", platform.python_version()), ("platform", platform.platform())]
     rows.append(("profile", f"{profile()} (MINIVLP_PROFILE: {', '.join(PROFILES)})"))
     absent = missing()
     try:

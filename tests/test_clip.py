@@ -1,4 +1,4 @@
-"""Our CLIP is the published one: equal to the golden numbers and to transformers' class, in float64, weights jittered."""
+"""Our CLIP is the published one: equal to the golden numbers and to transformers' class, in float64, jittered."""
 
 import json
 
@@ -128,7 +128,8 @@ def test_equals_transformers_with_other_sizes_and_a_longer_patch_grid():
             max_position_embeddings=12, eos_token_id=98, bos_token_id=97, pad_token_id=98,
         ),
         vision_config=dict(
-            hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, image_size=48, patch_size=16
+            hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, image_size=48,
+            patch_size=16,
         ),
         projection_dim=20,
     )  # fmt: skip

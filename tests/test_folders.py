@@ -38,7 +38,7 @@ def jsonl(path: Path, *rows: dict) -> Path:
 
 
 def coco(root: Path, name: str = "open", first: int = 0, where: str = "images") -> Path:
-    """Two images; the first has two captions, a box, a crowd and a box of no size (the real COCO has two of them)."""
+    """Two images; the first has two captions, a box, a crowd and a box of no size (the published COCO has a few)."""
     (root / "annotations").mkdir(parents=True, exist_ok=True)
     images = [{"id": first + i, "file_name": f"{first + i:06}.jpg", "width": 80, "height": 40} for i in (1, 2)]
     for image in images:
@@ -348,7 +348,7 @@ def test_a_crop_keeps_boxes_on_their_pixels(box, window, keep):
 
 def test_a_crop_drops_words_about_what_was_cut_off():
     cup, dog = Region((0.2, 0.5, 0.2, 0.2), "a cup"), Region((0.9, 0.5, 0.1, 0.1), "a dog")
-    placed = [Region(cup.box, "a cup left of a dog", "relation"), Region(cup.box, "the cup on the left", "phrase")]
+    placed = [Region(cup.box, "a cup for a dog", "relation"), Region(cup.box, "the cup on the left", "phrase")]
     sample = Sample(np.asarray(halves()), 0, ["a cup and a dog"], [cup, dog, *placed], truth="a scene")
     whole, part = crop(sample, (0.5, 0.5, 1, 1)), crop(sample, (0.4, 0.5, 0.8, 1))
     assert len(whole.regions) == 4 and whole.captions == sample.captions

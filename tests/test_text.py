@@ -107,6 +107,7 @@ def test_words_group_pieces(tokenizer, gpt2):
     assert [place for _, places in found for place in places] == list(range(1, ids.shape[1] - 1))
     padded = encode(tokenizer, ["a dog", "a red heart left of a dog"], 40)[0][0]
     assert words(tokenizer, padded) == [("a", [1]), ("dog", [2])]
+    assert words(tokenizer, tokenizer("[DEC] two bees")["input_ids"]) == [("two", [2]), ("bees", [3])]
     assert [w for w, _ in words(tokenizer, tokenizer("两只蜜蜂")["input_ids"])] == list("两只蜜蜂")
     assert [word for word, _ in words(gpt2, gpt2(" a dogs")["input_ids"])] == ["a", "dogs"]
 

@@ -47,7 +47,16 @@ def test_a_killed_run_resumed_equals_the_unbroken_one_bit_for_bit(tmp_path, kill
     model = tiny()
     torch.manual_seed(3)
     with pytest.raises(Killed):
-        fit(noisy(model), batch_at, settings, validate=measures, on_step=[kill], run_dir=tmp_path, bar=False, device="cpu")
+        fit(
+            noisy(model),
+            batch_at,
+            settings,
+            validate=measures,
+            on_step=[kill],
+            run_dir=tmp_path,
+            bar=False,
+            device="cpu",
+        )
     model = tiny(seed=9)  # a new process starts from anything
     torch.manual_seed(3 if kill_at < 5 else 77)
     if kill_at < 5:  # nothing saved yet: the run starts over
@@ -106,7 +115,13 @@ def test_a_loss_that_is_no_number_stops_with_its_terms():
 def test_validation_is_not_training():
     model = tiny()
     seen = []
-    fit(model, batch_at, Settings(steps=4, validate_every=2), validate=lambda: seen.append(model.training) or {}, bar=False)
+    fit(
+        model,
+        batch_at,
+        Settings(steps=4, validate_every=2),
+        validate=lambda: seen.append(model.training) or {},
+        bar=False,
+    )
     assert seen == [False, False]
 
 
@@ -164,7 +179,12 @@ def test_wrong_keys_are_listed_in_groups(tmp_path):
     source["project_image.weight"] = torch.ones_like(before)
     with pytest.raises(CheckpointError) as error:
         set_weights(model, source, "some.safetensors")
-    for part in ("some.safetensors", "missing: log_scale", "not in this model: surprise", "(3, 3) there and (8, 16) here"):
+    for part in (
+        "some.safetensors",
+        "missing: log_scale",
+        "not in this model: surprise",
+        "(3, 3) there and (8, 16) here",
+    ):
         assert part in str(error.value)
     assert torch.equal(model.project_image.weight, before), "nothing is copied when something does not fit"
 

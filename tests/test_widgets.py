@@ -213,7 +213,7 @@ def test_answers_can_be_given_instead_of_a_model():
 def test_grounding_with_a_model(xvlm, scene, tokenizer):
     phrases = [region.phrase for region in scene.regions]
     widget = Grounder.of(xvlm, scene.image, tokenizer, phrases)
-    assert list(widget.known) == list(dict.fromkeys(phrases)) and xvlm.training
+    assert widget.phrases == list(widget.known) == list(dict.fromkeys(phrases)) and xvlm.training
     ids, mask = encode(tokenizer, phrases[:1], 40)
     xvlm.eval()
     with torch.no_grad():
@@ -237,7 +237,7 @@ def test_the_stop_button_keeps_the_history_and_errors_pass():
             live.log(step, loss=step)
             if step == 4:
                 raise KeyboardInterrupt
-    assert live.interrupted and live.state == "stopped" and live.series["loss"][1] == [0, 1, 2, 3, 4]
+    assert live.interrupted and live.state == "stopped" and live.series == [["loss", [0, 1, 2, 3, 4], [0, 1, 2, 3, 4]]]
     with pytest.raises(RuntimeError), live.guard():
         raise RuntimeError
     assert not live.interrupted and live.state == "done"
@@ -248,7 +248,7 @@ def test_few_points_are_sent_and_gaps_and_ends_are_among_them():
     for step in range(10_000):
         live.log(step, loss=math.nan if 4321 <= step < 4330 else 1.0)
     live.flush()
-    steps, values = live.series["loss"]
+    [[_, steps, values]] = live.series
     assert len(live.history["loss"]) == 10_000 and len(steps) < 500
     assert steps[-1] == 9999 and steps == sorted(steps)
     assert values[steps.index(4321)] is None

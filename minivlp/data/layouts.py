@@ -485,7 +485,7 @@ def _read_coco_boxes(path: Path, data: Any, images: dict[int, Entry], report: Re
                 seen.add(mark)
             if width < 0 or height < 0:
                 raise Fault("box of negative size", "bbox is [x, y, width, height] in pixels: mend or delete it.")
-            if not width or not height:  # COCO itself holds two such boxes: no reason to stop
+            if not width or not height:  # the published COCO holds a few such boxes: no reason to stop
                 raise Fault("box of no size", "There is nothing in it.", harmless=True)
             if key in images:  # the instances may cover more images than the captions do
                 images[key].boxes.append(((x, y, x + width, y + height), names[category], "object", where))

@@ -33,7 +33,7 @@ class Loader:
         size: int,
         *,
         seed: int = 0,
-        max_tokens: int = 40,
+        max_tokens: int = 56,
         regions_per_image: int = 0,
         kinds: tuple[str, ...] | None = None,
     ) -> None:

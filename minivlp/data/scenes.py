@@ -70,6 +70,9 @@ class Scenes:
     def __len__(self) -> int:
         return len(self._scenes)
 
+    def __repr__(self) -> str:
+        return f"{len(self):,} {self.split} scenes of {self.size} x {self.size} pixels, seed {self.seed}"
+
     def __getitem__(self, row: int) -> Sample:
         row = self._row(row)
         scene = self.scene(row)

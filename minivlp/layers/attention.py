@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -97,7 +98,7 @@ def record_attention(model: nn.Module) -> Iterator[dict[str, Tensor]]:
     maps: dict[str, Tensor] = {}
     layers = {name: module for name, module in model.named_modules() if isinstance(module, Attention)}
     for name, layer in layers.items():
-        layer.recorder = lambda weights, short=short_name(name): maps.__setitem__(short, weights)
+        layer.recorder = partial(maps.__setitem__, short_name(name))
     try:
         yield maps
     finally:

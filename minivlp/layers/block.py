@@ -51,7 +51,7 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """Self-attention, then cross-attention where `context_width` is given, then feed-forward; each with its residual."""
+    """Self-attention, then cross-attention where `context_width` is given, then feed-forward; each residual."""
 
     def __init__(self, config: BlockConfig, context_width: int | None = None) -> None:
         super().__init__()

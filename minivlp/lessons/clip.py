@@ -48,7 +48,9 @@ def check_recall(student: Callable[[Tensor, int], float]) -> None:
     table = torch.tensor([[0.9, 0.1, 0.2], [0.8, 0.3, 0.5], [0.1, 0.2, 0.7]])
     one = float(attempt(student, table, 1))
     demand(abs(one - 1.0) > 1e-6, "You search down the columns: that is text to image. Rows are images here.")
-    demand(abs(one - 2 / 3) < 1e-6, f"In the three-by-three table two of three images find their text: .67, not {one:.2f}.")
+    demand(
+        abs(one - 2 / 3) < 1e-6, f"In the three-by-three table two of three images find their text: .67, not {one:.2f}."
+    )
     two = float(attempt(student, table, 2))
     demand(abs(two - 2 / 3) < 1e-6, f"With k = 2 the middle image's own text is still only third: .67, not {two:.2f}.")
     three = float(attempt(student, table, 3))

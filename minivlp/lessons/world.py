@@ -15,12 +15,16 @@ def check_box(student: Callable[..., tuple]) -> None:
     """Exercise 1: pixel corners and the picture's size -> (cx, cy, w, h) as fractions."""
     got = tuple(attempt(student, 0, 0, 200, 100, 200, 100))
     demand(len(got) == 4, f"A box has four numbers, yours has {len(got)}.")
-    demand(max(abs(float(v)) for v in got) <= 1.5, f"Fractions, not pixels: divide by width and height (you gave {got}).")
+    demand(
+        max(abs(float(v)) for v in got) <= 1.5, f"Fractions, not pixels: divide by width and height (you gave {got})."
+    )
     demand(not _close(got, (0, 0, 1, 1)), "(cx, cy) is the centre of the box, not its upper left corner.")
     demand(_close(got, (0.5, 0.5, 1, 1)), f"The box of the whole picture is (.5, .5, 1, 1), not {got}.")
     got = tuple(attempt(student, 20, 10, 60, 40, 200, 100))
     demand(not _close(got, (0.2, 0.25, 0.3, 0.4)), "That is corner and corner; w and h are the box's width and height.")
-    demand(_close(got, (0.2, 0.25, 0.2, 0.3)), f"Corners (20, 10, 60, 40) in 200 x 100 are (.2, .25, .2, .3), not {got}.")
+    demand(
+        _close(got, (0.2, 0.25, 0.2, 0.3)), f"Corners (20, 10, 60, 40) in 200 x 100 are (.2, .25, .2, .3), not {got}."
+    )
     print("ok: centres and sizes, as fractions of the picture.")
 
 

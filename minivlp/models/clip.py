@@ -3,12 +3,13 @@ Language Supervision").
 
     image ──► image tower ──► class token ──► project ──► unit vector ─┐
                                                                       ├─► cosine x scale ──► B x B table: who belongs
-    text  ──► text tower ───► last token ───► project ──► unit vector ─┘    to whom? (cross-entropy over rows and columns)
+    text  ──► text tower ───► last token ───► project ──► unit vector ─┘    to whom? (cross-entropy, rows and columns)
 
-What was new: no labels, only pairs found on the web; the whole batch as each other's negatives; and a classifier for any
-set of classes by writing their names ("zero-shot").
+What was new: no labels, only pairs found on the web; the whole batch as each other's negatives; and a classifier for
+any set of classes by writing their names ("zero-shot").
 
-What it cannot do follows from the picture: image and text meet only once, as two vectors. No word ever looks at a patch.
+What it cannot do follows from the picture: image and text meet only once, as two vectors.
+No word ever looks at a patch.
 
 Code and paper: the text tower is causal and its feature is read at the end-of-text token; the scale is learned as a
 logarithm that starts at ln(1/.07) and is clamped to ln 100 after each step; biases and the scale are not decayed.
@@ -33,8 +34,8 @@ from minivlp.objectives.contrastive import contrastive_loss, same_group
 class CLIPConfig:
     """Sizes of both towers and of the space they meet in (`embed_width`, E).
 
-    learn_temperature: the paper learns it; False keeps the initial value. diagonal_only: the paper's targets, which take
-    a second caption of the same image for a negative; ours share the target among all rows that belong together.
+    learn_temperature: the paper learns it; False keeps the initial value. diagonal_only: the paper's targets, which
+    take a second caption of the same image for a negative; ours share the target among all rows that belong together.
     """
 
     image: ImageConfig
@@ -51,13 +52,13 @@ class CLIPConfig:
         text_block = BlockConfig(width=128, heads=4, hidden=512, activation="relu")
         return cls(
             image=ImageConfig(64, 8, 3, image_block, two_step_patches=True, sincos_positions=True, norm_before=True),
-            text=TextConfig(vocabulary, 40, 2, text_block, causal=True, word_std=0.5, position_std=0.2),
+            text=TextConfig(vocabulary, 56, 2, text_block, causal=True, word_std=0.5, position_std=0.2),
             embed_width=64,
         )
 
     @classmethod
     def small(cls, vocabulary: int = 30522) -> CLIPConfig:
-        """About 27 M parameters for one GPU and a real folder of some thousand pictures (sized on paper, not measured)."""
+        """About 27 M parameters for one GPU and a real folder of some thousand pictures (sized on paper only)."""
         image_block = BlockConfig(width=384, heads=6, hidden=1536)
         text_block = BlockConfig(width=256, heads=4, hidden=1024)
         return cls(

@@ -85,7 +85,7 @@ class XVLMConfig:
         block = BlockConfig(width=128, heads=4, hidden=512, activation="relu")
         return cls(
             image=ImageConfig(64, 8, 3, block, two_step_patches=True, sincos_positions=True),
-            text=TextConfig(vocabulary, 40, 2, block, word_std=0.5, position_std=0.2),
+            text=TextConfig(vocabulary, 56, 2, block, word_std=0.5, position_std=0.2),
             fusion_layers=2,
             embed_width=64,
             tie_words=False,

@@ -50,7 +50,9 @@ def load_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
             notes = json.loads((file.metadata() or {}).get("minivlp", "{}"))
             return {name: file.get_tensor(name) for name in file.keys()}, notes  # noqa: SIM118
     except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: not a whole safetensors file ({error}); it may be cut off: copy it again") from None
+        raise CheckpointError(
+            f"{path}: not a whole safetensors file ({error}); it may be cut off: copy it again"
+        ) from None
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
@@ -60,7 +62,7 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def set_weights(model: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
-    """Copy tensors into the model, all of them. Raises CheckpointError that lists what is missing, left over or misfits."""
+    """Copy tensors into the model, all of them. Raises CheckpointError that lists all that does not fit."""
     own = weights(model)
     faults = []
     if missing := sorted(own.keys() - tensors.keys()):

@@ -37,7 +37,7 @@ class Settings:
 
 @dataclass
 class History:
-    """What happened: one row per step (`step`, `loss`, each term, `seconds`), and validation rows (`step`, measures)."""
+    """What happened: one row per step (`step`, `loss`, each term, `seconds`), and `validation` (`step`, measures)."""
 
     steps: list[dict[str, float]] = field(default_factory=list)
     validation: list[dict[str, float]] = field(default_factory=list)
@@ -67,16 +67,16 @@ def fit(
     """Train `model` for `settings.steps` steps and return the history.
 
     Args:
-        batch_at: the batch of a step, for instance `Loader(...).batch`. It must depend on the step alone: then a resumed
-            run sees what the unbroken one would have seen.
+        batch_at: the batch of a step, for instance `Loader(...).batch`. It must depend on the step alone: then a
+            resumed run sees what the unbroken one would have seen.
         validate: called every `validate_every` steps and at the end, in evaluation mode and without gradient.
         on_step: called with each step's row, for instance `LiveCurves.log_row`.
         run_dir: where the log (`log.jsonl`) and the state are kept. If it holds an unfinished run with the same
             settings, that run goes on, and equals the unbroken one bit for bit on the same machine.
         device: cuda, mps or cpu, whichever is there; the model is moved to it.
 
-    The stop button (KeyboardInterrupt) ends training and keeps the history. Raises CheckpointError when `run_dir` holds a
-    run with other settings, FloatingPointError when the loss is no longer a number.
+    The stop button (KeyboardInterrupt) ends training and keeps the history. Raises CheckpointError when `run_dir` holds
+    a run with other settings, FloatingPointError when the loss is no longer a number.
     """
     device = torch.device(device) if device is not None else best_device()
     model.to(device).train()

@@ -67,8 +67,8 @@ def make_optimisers(
     """Muon and AdamW over the trainable parameters.
 
     Muon gets the matrices of the transformer blocks and decays them; the embeddings, positions, norms, biases and heads
-    go to AdamW undecayed. `faster` maps a prefix of parameter names to a multiple of the learning rate (X-VLM trains its
-    new modules at twice the rate).
+    go to AdamW undecayed. `faster` maps a prefix of parameter names to a multiple of the learning rate (X-VLM trains
+    its new modules at twice the rate).
     """
     groups: dict[tuple[bool, float], list[nn.Parameter]] = defaultdict(list)
     for name, param in model.named_parameters():

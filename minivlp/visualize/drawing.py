@@ -119,7 +119,7 @@ def _picture(ax: Axes, image: np.ndarray) -> None:
 
 
 def show_scenes(samples: Sequence[Any], columns: int = 4, boxes: bool = False) -> Figure:
-    """Samples in a grid, each with its first caption below; `boxes` draws the regions of kind `object`, too."""
+    """Samples in a grid, each with its first caption below; `boxes` frames what is named, each place once."""
     columns = min(columns, len(samples))
     rows = -(-len(samples) // columns)
     with style():
@@ -128,11 +128,20 @@ def show_scenes(samples: Sequence[Any], columns: int = 4, boxes: bool = False) -
             ax.axis("off")
         for ax, sample in zip(axes.flat, samples, strict=False):
             if boxes:
-                draw_boxes(ax, sample.image, [region for region in sample.regions if region.kind == "object"])
+                draw_boxes(ax, sample.image, _one_per_place(sample.regions))
             else:
                 _picture(ax, sample.image)
             ax.set_title(_wrap(sample.captions[0], 100 // columns), y=-0.04, va="top")
     return figure
+
+
+def _one_per_place(regions: Sequence[Region]) -> list[Region]:
+    """The shortest phrase of each box; relations and whole images left out."""
+    named = [region for region in regions if region.kind in ("object", "phrase")]
+    shortest: dict[Box, Region] = {}
+    for region in sorted(named, key=lambda region: len(region.phrase)):
+        shortest.setdefault(region.box, region)
+    return list(shortest.values())
 
 
 def draw_boxes(ax: Axes, image: np.ndarray, regions: Sequence[Region], predicted: Sequence[Box] | None = None) -> None:
@@ -210,6 +219,27 @@ def attention_figure(
         bar = figure.colorbar(scale, ax=axes, fraction=0.03, pad=0.01, aspect=12)
         bar.set_ticks([0, top], labels=["0", f"{top:.2g}"])
         bar.outline.set_visible(False)
+    return figure
+
+
+def attention_grid(samples: Sequence[Any], maps: Mapping[str, np.ndarray]) -> Figure:
+    """One row of pictures, and below it one row of heat maps per method, each on its own scale; boxes are outlined.
+
+    maps: method -> (samples, rows, columns).
+    """
+    columns, side = len(samples), WIDTH / max(len(samples) + 0.5, 4)
+    with style():
+        figure, axes = _figure(len(maps) + 1, columns, side * columns + 0.4, side * (len(maps) + 1) + 0.3)
+        for j, sample in enumerate(samples):
+            _picture(axes[0, j], sample.image)
+            axes[0, j].set_title(_wrap(sample.captions[0], 100 // columns), fontsize=9)
+            for i, weights in enumerate(maps.values(), start=1):
+                heat(axes[i, j], sample.image, np.asarray(weights[j], dtype=np.float32))
+                for region in _one_per_place(sample.regions):
+                    outline = {"fill": False, "ec": "white", "lw": 1.2, "ls": (0, (3, 2))}
+                    axes[i, j].add_patch(Rectangle(_corner(region.box), *region.box[2:], **outline))
+        for ax, name in zip(axes[:, 0], ["picture", *maps], strict=True):
+            ax.set_ylabel(name)
     return figure
 
 

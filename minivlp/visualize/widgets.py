@@ -184,6 +184,7 @@ class Grounder(Widget):
     _esm = source("grounder")
     image = T.Unicode().tag(sync=True)
     known = T.Dict(help="phrase -> [cx, cy, w, h, confidence or None]").tag(sync=True)
+    phrases = T.List(help="the known ones in their order, which a notebook file does not keep in a dict").tag(sync=True)
     asks = T.Bool(help="the kernel answers phrases").tag(sync=True)
     describes = T.Bool(help="the kernel describes boxes").tag(sync=True)
     question = T.Dict(help="from the browser: a phrase or a box").tag(sync=True)
@@ -207,6 +208,7 @@ class Grounder(Widget):
         super().__init__(
             image=data_url(self.pixels),
             known=known,
+            phrases=list(known),
             asks=ground is not None,
             describes=describe is not None,
         )
@@ -309,7 +311,7 @@ class LiveCurves(Widget):
     """
 
     _esm = source("curves")
-    series = T.Dict(help="name -> [steps, values], thinned out; None where a value was not a number").tag(sync=True)
+    series = T.List(help="[name, steps, values] each, thinned out; None where a value was not a number").tag(sync=True)
     log_axis = T.Bool(False).tag(sync=True)
     smooth = T.Float(0.0, help="width of the running mean, as a share of the run").tag(sync=True)
     state = T.Unicode("", help="'', running, done or stopped").tag(sync=True)
@@ -337,7 +339,7 @@ class LiveCurves(Widget):
     def flush(self) -> None:
         """Send what is there now."""
         self._sent = time.monotonic()
-        self.series = {name: thinned(points) for name, points in self.history.items()}
+        self.series = [[name, *thinned(points)] for name, points in self.history.items()]
 
     @contextmanager
     def guard(self) -> Iterator[LiveCurves]:

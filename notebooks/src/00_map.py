@@ -122,7 +122,7 @@ drawing.show_scenes([noisy[r] for r in wrong], columns=3)
 # %% tags=["nbval-check-output"]
 tokenizer = load_tokenizer()
 for text in ("a red heart left of a dog", "a flabbergasted wombat", "一只狗在一个红色爱心的左边"):
-    ids, mask = encode(tokenizer, [text], max_tokens=40)
+    ids, mask = encode(tokenizer, [text], max_tokens=56)
     print(f"{int(mask.sum()):3} tokens:", " | ".join(word for word, _ in words(tokenizer, ids[0])))
 
 # %% [markdown] slideshow={"slide_type": "slide"}

@@ -13,7 +13,8 @@ function h(tag, attributes = {}, ...children) {
 }
 
 // The frame of every widget: a line that says what to do, the body, and a line that says in words what is shown.
-// JupyterLab would take arrows and letters typed here for its own shortcuts (d d deletes a cell!): the attribute stops it.
+// JupyterLab would take arrows and letters typed here for its own shortcuts (d d deletes a cell!). Depending on its version
+// the attribute prevents that or the listener does.
 function frame(el, name, hint) {
   const body = h("div", { class: "mvlp-body" });
   const status = h("p", { class: "mvlp-status", role: "status", "aria-live": "polite" });

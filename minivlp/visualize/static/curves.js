@@ -1,4 +1,4 @@
-// Training curves. Python sends at most a few hundred points per curve, as { name: [steps, values] }; null is a gap.
+// Training curves. Python sends a few hundred points per curve, as a list of [name, steps, values]; null is a gap.
 
 const WIDE = 640, HIGH = 270, PAD = { left: 58, right: 14, top: 12, bottom: 34 };
 const DASHES = ["", "7 4", "2 3", "9 3 2 3", "4 2"];
@@ -37,6 +37,8 @@ function smoothed(steps, values, window) { // mean of what lies within half a wi
   });
 }
 
+const seriesOf = (model) => Object.fromEntries(model.get("series").map(([name, ...points]) => [name, points]));
+
 function render({ model, el }) {
   const { root, body, status } = frame(el, "training curves",
     "Grows while the training cell runs. To stop early press ■ (interrupt the kernel) in the toolbar: the history is kept. Point at the chart to read values.");
@@ -50,7 +52,7 @@ function render({ model, el }) {
   let pointed = null, toX = null, tail = "";
 
   function draw() {
-    const series = model.get("series"), all = Object.keys(series), names = all.filter((n) => !hidden.has(n));
+    const series = seriesOf(model), all = Object.keys(series), names = all.filter((n) => !hidden.has(n));
     log.checked = model.get("log_axis");
     soft.draw();
     root.dataset.steps = Math.max(0, ...all.map((n) => series[n][0].at(-1) ?? 0));
@@ -90,7 +92,7 @@ function render({ model, el }) {
     say();
   }
   function say() {
-    const series = model.get("series"), names = Object.keys(series).filter((n) => !hidden.has(n));
+    const series = seriesOf(model), names = Object.keys(series).filter((n) => !hidden.has(n));
     const at = (n) => { // the value logged nearest to where one points, else the last one
       const [steps, values] = series[n];
       if (pointed == null) return values.at(-1);
@@ -106,7 +108,7 @@ function render({ model, el }) {
   chart.addEventListener("pointermove", (event) => {
     if (!toX) return;
     const box = chart.getBoundingClientRect(), x = ((event.clientX - box.left) / box.width) * WIDE;
-    const steps = [...new Set(Object.values(model.get("series")).flatMap((s) => s[0]))];
+    const steps = [...new Set(Object.values(seriesOf(model)).flatMap(([steps]) => steps))];
     pointed = steps.reduce((best, s) => (Math.abs(toX(s) - x) < Math.abs(toX(best) - x) ? s : best), steps[0]);
     draw();
   });

@@ -12,7 +12,7 @@ function overlap(a, b) { // intersection over union of two boxes (cx, cy, w, h)
 function render({ model, el }) {
   const { root, body, status } = frame(el, "grounder",
     "Type a phrase (or click one) and see where the model finds it. Or drag a box over the image and read what fits it.");
-  const known = Object.keys(model.get("known"));
+  const known = model.get("phrases");
   const live = (name) => model.get(name) && !offline(model);
   let drag = null;
 
