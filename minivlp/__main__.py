@@ -59,12 +59,13 @@ def parser() -> argparse.ArgumentParser:
     data.add_argument("--sheet", metavar="PNG", help="draw twelve samples with captions and boxes into this file")
     _reading(data)
 
-    training = command("train", train, "Train a model from scratch, resumable, and measure it.")
+    training = command("train", train, "Train a model, resumable, and measure it.")
     training.add_argument("model", choices=sorted(MODELS))
     training.add_argument("--data", default="scenes", help="scenes (default), coco:DIR, flickr:DIR or folder:DIR")
     training.add_argument("--steps", type=int, help="optimiser steps (default: as in the model's lesson)")
     training.add_argument("--batch", type=int, help="pairs per step; halve it when memory runs out")
     training.add_argument("--seed", type=int, default=0, help="of weights, order and scenes")
+    training.add_argument("--start", type=Path, help="a checkpoint to start from (default: random weights)")
     training.add_argument("--out", type=Path, help="folder of the run (default runs/MODEL-SEED); call again to resume")
     _reading(training)
 
@@ -122,14 +123,14 @@ def train(options: argparse.Namespace) -> None:
     from minivlp.data.text import load_tokenizer
     from minivlp.evaluation.score import Scores
     from minivlp.models import MODELS
-    from minivlp.training.checkpoint import save_model
+    from minivlp.training.checkpoint import load_model, save_model
     from minivlp.training.loop import fit
     from minivlp.training.recipes import RECIPES
 
     kind, recipe = MODELS[options.model], RECIPES[options.model][profile()]
     tokenizer = load_tokenizer(options.tokenizer)
     torch.manual_seed(options.seed)
-    model = recipe.build(kind, len(tokenizer))
+    model = load_model(kind, options.start) if options.start else recipe.build(kind, len(tokenizer))
     size = model.config.image.image_size
     scene = dict(seed=options.seed, size=size, objects=recipe.objects)
     dataset = open_data(options, "train", recipe.scenes, **scene)
@@ -151,7 +152,8 @@ def train(options: argparse.Namespace) -> None:
     if history.interrupted:
         print(f"stopped after {len(history.steps)} steps; the same command goes on from the last saved one")
         return
-    save_model(model, out / "model.safetensors", data=options.data, seed=options.seed, seconds=round(history.seconds))
+    notes = {"data": options.data, "scenes": len(dataset), "seed": options.seed, "seconds": round(history.seconds)}
+    save_model(model, out / "model.safetensors", **notes)
     print(f"trained in {history.seconds:.0f} s; saved {out / 'model.safetensors'}\n")
     try:
         held_out = open_data(options, "validation", EVALUATION_SCENES, **scene)

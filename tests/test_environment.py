@@ -8,6 +8,7 @@ import re
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 
@@ -248,7 +249,8 @@ def dial_in_a_loop(address: str) -> None:
     async def dial() -> None:
         await asyncio.wait_for(asyncio.open_connection(address, 80), 0.2)
 
-    asyncio.run(dial())
+    with ThreadPoolExecutor(1) as pool:  # the browser tests keep a loop running in this thread
+        pool.submit(lambda: asyncio.run(dial())).result()
 
 
 def post(address: str) -> None:

@@ -258,7 +258,10 @@ def test_few_points_are_sent_and_gaps_and_ends_are_among_them():
 def test_rows_of_the_training_loop_become_curves():
     live = LiveCurves()
     live.log_row({"step": 3, "loss": 2.0, "contrastive": 2.0, "gradient": 9.0, "seconds": 1.0})
-    assert live.history == {"loss": [(3, 2.0)], "contrastive": [(3, 2.0)]}
+    live.log_row({"step": 4, "loss": 5.0, "itc": 2.0, "itm": 3.0, "gradient": 9.0, "seconds": 1.0})
+    assert live.history == {"loss": [(3, 2.0), (4, 5.0)], "itc": [(4, 2.0)], "itm": [(4, 3.0)]}, (
+        "one term is drawn once"
+    )
 
 
 def test_the_still_picture_is_renewed_after_training(monkeypatch):

@@ -80,23 +80,25 @@ class Table:
     seeds: tuple[int, ...] = (0, 1, 2)
 
 
-SHORT = {"steps": 200}
+SHORT = {"steps": 150}
 TABLES = {
     "clip_seeds": Table("CLIP nano as lesson 01 trains it, three seeds", {"CLIP nano": Variant("clip")}),
     "clip_temperature": Table(
-        "temperature learned, or fixed (200 steps)",
+        "temperature learned, or fixed (150 steps)",
         {
             "learned from .07": Variant("clip", recipe=SHORT),
             "fixed at .07": Variant("clip", {"learn_temperature": False}, SHORT),
             "fixed at 1": Variant("clip", {"learn_temperature": False, "temperature": 1.0}, SHORT),
         },
+        retrieval,
     ),
     "clip_batch": Table(
-        "batch size at the same number of pairs seen (12,800)",
+        "batch size at the same number of pairs seen (9,600)",
         {
-            f"batch {size}": Variant("clip", recipe={"batch_size": size, "steps": 12800 // size})
+            f"batch {size}": Variant("clip", recipe={"batch_size": size, "steps": 9600 // size})
             for size in (16, 64, 256)
         },
+        retrieval,
     ),
     "xvlm_seeds": Table(
         "X-VLM nano from scratch, boxes and region contrast, three seeds",

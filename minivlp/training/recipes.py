@@ -32,8 +32,9 @@ class Recipe:
         return kind(replace(getattr(kind.Config, self.preset)(vocabulary), **self.config))
 
     def settings(self, **changes) -> Settings:
-        """Settings for `fit`."""
-        return Settings(**{"steps": self.steps, "lr": self.lr, **changes})
+        """Settings for `fit`; the warm-up is a sixth of a short run."""
+        steps = changes.get("steps", self.steps)
+        return Settings(**{"steps": steps, "lr": self.lr, "warmup": min(50, steps // 6), **changes})
 
 
 # X-VLM from scratch: where things are, first. Matching and masked words learn nothing of relations in minutes before
@@ -42,7 +43,7 @@ WHERE = {"losses": ("itc", "box_l1", "box_giou")}
 RECIPES: dict[str, dict[str, Recipe]] = {
     "clip": {
         "quick": Recipe("nano", 1500, 64, (1, 3), 64, 60),
-        "laptop": Recipe("nano", 12000, 64, (1, 3), 64, 600),
+        "laptop": Recipe("nano", 12000, 64, (1, 3), 64, 500),
         "gpu": Recipe("small", 100_000, 128, (1, 3), 256, 6000, lr=1e-3),
     },
     "xvlm": {

@@ -159,7 +159,7 @@ def draw_boxes(ax: Axes, image: np.ndarray, regions: Sequence[Region], predicted
         above, left = y > 0.08, x < 0.6  # keep the tag inside the picture
         tag = ax.annotate(
             _wrap(region.phrase, 28),
-            (x if left else x + region.box[2], y if above else y + region.box[3]),
+            (x if left else x + region.box[2], max(y, 0.0)),
             (0, 3 if above else -3),
             textcoords="offset points",
             ha="left" if left else "right",
@@ -278,14 +278,18 @@ def retrieval_grid(
 
 
 def similarity_matrix(similarity: np.ndarray, captions: Sequence[str], images: Sequence[np.ndarray] = ()) -> Figure:
-    """Every image (row) against every caption (column), with numbers where they fit; rows show the images if given."""
+    """Every image (row) against every caption (column), with numbers where they fit; rows show the images if given.
+
+    The colours span at least .5, so that a small difference looks small.
+    """
     similarity = np.asarray(similarity, dtype=float)
     rows, columns = similarity.shape
     cell = min(0.9, 0.62 * WIDTH / max(columns, 1))
     with style():
         figure, axes = _figure(1, 1, WIDTH * 0.97, rows * cell + 1.9)
         ax = axes[0, 0]
-        drawn = ax.imshow(similarity, cmap="cividis", aspect="equal")
+        low, high = similarity.min(), similarity.max()
+        drawn = ax.imshow(similarity, cmap="cividis", aspect="equal", vmin=min(low, high - 0.5), vmax=high)
         ax.spines[:].set_visible(False)
         ax.tick_params(length=0)
         ax.xaxis.tick_top()

@@ -333,8 +333,12 @@ class LiveCurves(Widget):
             self.flush()
 
     def log_row(self, row: Mapping[str, float]) -> None:
-        """`log` for the rows of `minivlp.training.loop.fit`: the losses; not the clock, not the gradient's norm."""
-        self.log(row["step"], **{name: row[name] for name in row if name not in ("step", "seconds", "gradient")})
+        """`log` for the rows of `minivlp.training.loop.fit`: the losses; not the clock, not the gradient's norm.
+
+        A loss of one term alone is drawn once.
+        """
+        terms = {name: row[name] for name in row if name not in ("step", "seconds", "gradient", "loss")}
+        self.log(row["step"], loss=row["loss"], **(terms if len(terms) > 1 else {}))
 
     def flush(self) -> None:
         """Send what is there now."""

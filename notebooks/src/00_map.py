@@ -132,7 +132,7 @@ for text in ("a red heart left of a dog", "a flabbergasted wombat", "一只狗�
 
 # %%
 photos = Photos()
-drawing.show_scenes([photos[r] for r in (0, 1, 2, 9)], boxes=True)
+drawing.show_scenes([photos[r] for r in (1, 2)], columns=2, boxes=True)
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # # Exercises
