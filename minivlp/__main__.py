@@ -92,7 +92,8 @@ def open_data(options: argparse.Namespace, split: str | None, count: int, **scen
     from minivlp.data.scenes import Scenes
 
     if options.data == "scenes":
-        return Scenes(options.subset or count, split=split or "train", language=options.language, **scene)
+        count = options.subset if options.subset and split != "validation" else count
+        return Scenes(count, split=split or "train", language=options.language, **scene)
     if options.data == "photos":
         return Photos(options.language)
     on_error = "skip" if options.skip_errors else "raise"

@@ -21,8 +21,8 @@ from minivlp.training.checkpoint import load_model, load_tensors, save_model
 
 CARD = """# {name}
 
-{kind} with {millions:.1f} M parameters, trained from scratch on {scenes} of our own drawn scenes (split `train`,
-seed {seed}) and nothing else: no photo, no text from the web, no official weights. It has seen the emoji, shapes,
+{kind} with {millions:.1f} M parameters, trained from scratch on our own drawn scenes (split `train`, {scenes} per
+command below) and nothing else: no photo, no text from the web, no official weights. It has seen the emoji, shapes,
 colours and sizes of the scene world, and no photograph.
 
 Made by:
@@ -31,8 +31,8 @@ Made by:
 {commands}
 ```
 
-{steps} steps in {minutes:.0f} minutes of two CPU cores (other work was running beside it). `{name}.log.jsonl` has every
-tenth step. Weights are stored in half precision.
+The last command ran {steps} steps in {minutes:.0f} minutes on a CPU that did other work beside it; `{name}.log.jsonl`
+has every tenth of them. Weights are stored in half precision.
 
 Measured on 1,500 test scenes (seed 7), which no choice was made on:
 
@@ -67,7 +67,6 @@ def main() -> None:
         kind=kind.__name__,
         millions=sum(p.numel() for p in model.parameters()) / 1e6,
         scenes=f"{notes['scenes']:,}",
-        seed=notes["seed"],
         commands=(options.commands or plain) + f"\npython tools/ship.py {options.model} {options.run} {options.out}",
         steps=f"{settings['steps']:,}",
         minutes=notes["seconds"] / 60,

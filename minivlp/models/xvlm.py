@@ -192,7 +192,7 @@ class XVLM(nn.Module):
     """Aligns texts with images, regions and objects, and says where they are."""
 
     Config = XVLMConfig
-    lesson = "06"
+    lesson = "to come"
 
     def __init__(self, config: XVLMConfig, continues: Tensor | None = None) -> None:
         """`continues` (V,) bool: which ids go on with the word before ("##ing"); None if every token is a word."""
