@@ -2,7 +2,7 @@
 
     python -m benchmarks.attention
 
-`layers.attention.fast_attention` takes the first on a CPU and the second elsewhere; this table is the reason.
+`layers.attention.fast_attention` takes the first on a CPU, and this table is the reason, and the second elsewhere.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import time
 import torch
 import torch.nn.functional as F
 
+from benchmarks.clip_step import synchronise
 from minivlp.layers.attention import attention_weights
 from minivlp.machine import bf16_is_fast, device, reuse_memory
 
@@ -36,8 +37,7 @@ def main() -> None:
                 for way, attend in ways.items():
                     began = time.perf_counter()
                     attend(q, k, v).sum().backward()
-                    if where.type == "cuda":
-                        torch.cuda.synchronize()
+                    synchronise(where)
                     best[way] = min(best[way], time.perf_counter() - began)
             plain, fused = 1e3 * best["plain"], 1e3 * best["fused"]
             label = f"{name} {str(dtype).removeprefix('torch.')}"

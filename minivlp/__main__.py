@@ -14,6 +14,7 @@ Data is `scenes` (our own world, made on the spot), `photos` (the open photos th
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     try:
         options.run(options)
-    except (DataError, CheckpointError, FileNotFoundError, ValueError) as error:
+    except (DataError, CheckpointError, FileNotFoundError, FloatingPointError, ValueError) as error:
         print(f"minivlp: {error}", file=sys.stderr)
         return 1
     return 0
@@ -62,8 +63,8 @@ def parser() -> argparse.ArgumentParser:
     training = command("train", train, "Train a model, resumable, and measure it.")
     training.add_argument("model", choices=sorted(MODELS))
     training.add_argument("--data", default="scenes", help="scenes (default), coco:DIR, flickr:DIR or folder:DIR")
-    training.add_argument("--steps", type=int, help="optimiser steps (default: as in the model's lesson)")
-    training.add_argument("--batch", type=int, help="pairs per step; halve it when memory runs out")
+    training.add_argument("--steps", type=_count, help="optimiser steps (default: as in the model's lesson)")
+    training.add_argument("--batch", type=_count, help="pairs per step; halve it when memory runs out")
     training.add_argument("--seed", type=int, default=0, help="of weights, order and scenes")
     training.add_argument("--start", type=Path, help="a checkpoint to start from (default: random weights)")
     training.add_argument("--out", type=Path, help="folder of the run (default runs/MODEL-SEED); call again to resume")
@@ -78,9 +79,16 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def _count(text: str) -> int:
+    """A whole number from 1 on."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+    return int(text)
+
+
 def _reading(sub: argparse.ArgumentParser) -> None:
     """Options of every command that reads data."""
-    sub.add_argument("--subset", type=int, help="use only so many images, drawn with seed 0")
+    sub.add_argument("--subset", type=_count, help="use only so many images, drawn with seed 0")
     sub.add_argument("--language", default="en", choices=["en", "zh"], help="captions in English (default) or Chinese")
     sub.add_argument("--skip-errors", action="store_true", help="leave damaged rows out and count them, don't stop")
     sub.add_argument("--tokenizer", help="a transformers tokenizer folder (default: ours)")
@@ -88,13 +96,15 @@ def _reading(sub: argparse.ArgumentParser) -> None:
 
 def open_data(options: argparse.Namespace, split: str | None, count: int, **scene: Any):
     """The dataset that `--data` names; `count` and the rest say how to make scenes."""
-    from minivlp.data.folders import Photos, open_folder
+    from minivlp.data.folders import DataError, Photos, open_folder
     from minivlp.data.scenes import Scenes
 
     if options.data == "scenes":
         count = options.subset if options.subset and split != "validation" else count
         return Scenes(count, split=split or "train", language=options.language, **scene)
     if options.data == "photos":
+        if split == "validation":
+            raise DataError("the photos that come along are too few to keep some apart for validation")
         return Photos(options.language)
     on_error = "skip" if options.skip_errors else "raise"
     return open_folder(options.data, split=split, subset=options.subset, language=options.language, on_error=on_error)
@@ -109,10 +119,25 @@ def measure(model: Any, dataset: Any, tokenizer: Any) -> dict[str, Any]:
     scenes = hasattr(dataset, "scene")
     scores = dict(retrieval(model, dataset, tokenizer, unique=500 if scenes else None))
     if scenes:
-        scores |= {f"counterfactual: {kind}": s for kind, s in counterfactual(model, dataset, tokenizer).items()}
+        changed = counterfactual(model, dataset, tokenizer, language=dataset.language)
+        scores |= {f"counterfactual: {kind}": score for kind, score in changed.items()}
     if hasattr(model, "ground") and any(dataset.regions(row) for row in range(min(50, len(dataset)))):
         scores |= grounding(model, dataset, tokenizer)
     return scores
+
+
+def same_run(out: Path, options: argparse.Namespace) -> None:
+    """Keep in the run's folder what it is trained on; raise ValueError if it already holds a run on something else."""
+    names = ("model", "data", "subset", "language", "tokenizer", "batch", "seed", "start")
+    asked = {name: None if (value := getattr(options, name)) is None else str(value) for name in names}
+    file = out / "options.json"
+    if file.is_file():
+        kept = json.loads(file.read_text(encoding="utf-8"))
+        other = [f"--{name} {kept[name] or 'left out'}" for name in names if kept[name] != asked[name]]
+        if other:
+            raise ValueError(f"{out} holds a run with {', '.join(other)}: choose another --out, or delete that folder")
+    out.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(asked, indent=1) + "\n", encoding="utf-8")
 
 
 def train(options: argparse.Namespace) -> None:
@@ -147,6 +172,7 @@ def train(options: argparse.Namespace) -> None:
         kinds=recipe.kinds,
     )
     out = options.out or Path("runs") / f"{options.model}-{options.seed}"
+    same_run(out, options)
     settings = recipe.settings(**({"steps": options.steps} if options.steps else {}))
     print(f"{dataset!r}: {settings.steps} steps of {batch}, run in {out}")
     history = fit(model, loader.batch, settings, run_dir=out)

@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from minivlp.__main__ import main
+from minivlp.evaluation import matching
 from minivlp.training import recipes
 from minivlp.training.recipes import Recipe
 
@@ -50,6 +51,32 @@ def test_train_leaves_a_model_that_evaluate_reads(model, tiny, tmp_path, capsys)
     assert [row["step"] for row in rows] == [0, 1, 2]
     assert main(["evaluate", model, "--weights", str(out / "model.safetensors")]) == 0
     assert "R@1" in capsys.readouterr().out
+
+
+def test_a_folder_that_holds_another_run_is_not_taken_for_this_one(tiny, flickr, tmp_path, capsys):
+    out = ["--out", str(tmp_path / "run")]
+    assert main(["train", "clip", *out]) == 0
+    assert main(["train", "clip", "--data", f"flickr:{flickr}", *out]) == 1
+    assert "holds a run with --data scenes" in capsys.readouterr().err
+
+
+def test_chinese_scenes_are_measured_in_chinese(tiny, tmp_path, monkeypatch, capsys):
+    asked = []
+    plain = matching.counterfactual
+    monkeypatch.setattr(matching, "counterfactual", lambda *a, **k: asked.append(k["language"]) or plain(*a, **k))
+    assert main(["train", "clip", "--language", "zh", "--out", str(tmp_path / "run")]) == 0
+    assert asked == ["zh"]
+
+
+def test_the_photos_are_not_measured_on_themselves(tiny, tmp_path, capsys):
+    assert main(["train", "clip", "--data", "photos", "--out", str(tmp_path / "run")]) == 0
+    assert "not measured" in capsys.readouterr().out
+
+
+def test_a_number_of_nothing_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "clip", "--steps", "0"])
+    assert "whole number" in capsys.readouterr().err
 
 
 def test_train_on_a_real_folder_by_changing_one_argument(tiny, flickr, tmp_path, capsys):

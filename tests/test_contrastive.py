@@ -69,6 +69,16 @@ def test_a_duplicate_image_is_not_pushed_away():
     assert images.grad[0, 0] < 0 and abs(images.grad[0, 0]) > abs(diagonal.grad[0, 0])
 
 
+@pytest.mark.parametrize("twins", ["image", "caption"])
+def test_equal_vectors_make_the_diagonal_and_equal_shares_one_loss(twins):
+    a, b, scale = vectors(6), vectors(6, seed=1), torch.tensor(7.0)
+    groups = same_group(torch.tensor([0, 1, 1, 2, 1, 3]))
+    one = (a if twins == "image" else b)[[0, 1, 1, 3, 1, 5]]
+    images, texts = (one, b) if twins == "image" else (a, one)
+    assert torch.isclose(contrastive_loss(images, texts, scale), contrastive_loss(images, texts, scale, groups))
+    assert not torch.isclose(contrastive_loss(a, b, scale), contrastive_loss(a, b, scale, groups))  # two crops
+
+
 def test_equal_captions_are_positives_whatever_the_padding():
     ids = torch.tensor([[1, 7, 2, 0], [1, 7, 2, 9], [1, 8, 2, 0]])
     mask = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 0], [1, 1, 1, 0]]).bool()

@@ -50,6 +50,13 @@ def test_kept_and_fast_paths_agree_with_torch(mask, cross):
     assert torch.allclose(fast, attention.out(fused.transpose(1, 2).flatten(2)), atol=1e-12)
 
 
+@pytest.mark.parametrize("two_step", [False, True])
+def test_images_that_do_not_divide_into_patches_are_refused(two_step):
+    encoder = ImageEncoder(ImageConfig(32, 8, 1, BLOCK, two_step_patches=two_step))
+    with pytest.raises(ValueError, match="36 x 32 pixels cannot be cut into patches of 8"):
+        encoder(torch.randn(1, 3, 36, 32))
+
+
 def test_recorded_weights_keep_their_gradient_and_the_model_its_state():
     model = nn.ModuleDict({"fusion": FusionEncoder(2, BLOCK, 24)})
     x, context, mask = torch.randn(2, 5, 32), torch.randn(2, 7, 24), torch.ones(2, 5, dtype=torch.bool)

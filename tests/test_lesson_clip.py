@@ -48,6 +48,7 @@ def stub(*arguments):
 
 WRONG = [
     (clip.check_loss, stub, "Nothing written yet"),
+    (clip.check_loss, lambda i, t, tau: None, "`return` missing"),
     (clip.check_loss, one_way, "one direction only"),
     (clip.check_loss, lambda i, t, tau: one_way(t, i, tau), "one direction only"),
     (clip.check_loss, lambda i, t, tau: 2 * loss(i, t, tau), "sum of both directions"),

@@ -65,6 +65,12 @@ def test_a_batch_moves_to_another_device_whole(scenes, tokenizer):
     assert Loader(scenes, tokenizer, 8, 64).batch(0).to("meta").region_boxes is None
 
 
+def test_an_image_without_a_caption_is_named(scenes, tokenizer, monkeypatch):
+    monkeypatch.setattr(scenes, "captions", lambda row: [] if row == 7 else ["a dog"])
+    with pytest.raises(ValueError, match="row 7 .* no caption"):
+        Loader(scenes, tokenizer, 8, 64)
+
+
 def test_too_small_a_dataset_is_refused_with_a_remedy(scenes, tokenizer):
     with pytest.raises(ValueError, match="lower the batch size"):
         Loader(scenes, tokenizer, 41, 64)

@@ -1,7 +1,7 @@
 """The long runs behind the tables: several variants, several seeds, one small JSON each in `records/`.
 
     python tools/experiments.py clip_seeds            all runs of one table (runs that are there already are kept)
-    python tools/experiments.py --list                which tables there are and how long they take
+    python tools/experiments.py --list                which tables there are, and which are made
 
 Settings were chosen on validation scenes; what is recorded here is measured on test scenes that no choice has seen.
 """
@@ -12,7 +12,6 @@ import argparse
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -55,7 +54,10 @@ class Variant:
             regions_per_image=recipe.regions_per_image,
             kinds=recipe.kinds,
         )
-        return model, fit(model, loader.batch, recipe.settings()).seconds, recipe
+        history = fit(model, loader.batch, recipe.settings())
+        if history.interrupted:  # `fit` takes the stop button quietly: half a run must not be recorded as a whole one
+            sys.exit(f"stopped after {len(history.steps)} of {recipe.steps} steps: this run is not recorded")
+        return model, history.seconds, recipe
 
 
 def retrieval_and_counterfactuals(model: Any, test: Scenes, tokenizer: Any) -> dict[str, Any]:
@@ -130,12 +132,13 @@ def run(name: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    # argparse holds the empty list itself against the choices, so it must be one of them
     parser.add_argument("tables", nargs="*", choices=[*TABLES, []], help="which tables")
     parser.add_argument("--list", action="store_true", help="say what there is")
     options = parser.parse_args()
     if options.list or not options.tables:
         for name, table in TABLES.items():
-            made = "made" if (Path(RECORDS) / f"{name}.json").exists() else "not made yet"
+            made = "made" if (RECORDS / f"{name}.json").exists() else "not made yet"
             print(f"{name:20} {len(table.variants)} x {len(table.seeds)} runs, {made}: {table.purpose}")
         sys.exit(0)
     for name in options.tables:

@@ -41,7 +41,7 @@ class Sample:
 
 @dataclass
 class Batch:
-    """What a model's `losses` reads. Rows of `image_ids` that are equal are positives of each other."""
+    """What a model's `losses` reads. Rows with equal `image_ids` belong together, as do equal captions."""
 
     images: Tensor  # (B, 3, H, W) float, in [-1, 1]
     ids: Tensor  # (B, L) long

@@ -17,12 +17,12 @@ class Loader:
     """Shuffled training batches of a dataset (docs/architecture.md says what a dataset is).
 
     Args:
-        tokenizer: ours or any transformers tokenizer. size: side of the images in pixels.
-        max_tokens: longer captions are cut. regions_per_image: how many phrases with boxes each image brings along at
-            most (0: none). kinds: which kinds of region, all if None.
+        tokenizer: ours or any transformers tokenizer. size: side of the images in pixels. seed: of the order and of
+            what is drawn. max_tokens: longer captions are cut. regions_per_image: how many phrases with boxes each
+            image brings along at most (0: none). kinds: which kinds of region, all if None.
 
-    One of an image's captions is drawn per epoch. Texts are tokenised once, here; pictures when asked for.
-    Raises ValueError when the dataset is smaller than one batch.
+    One of an image's captions is drawn per epoch. Texts are tokenised once, here; pictures are read when asked for.
+    Raises ValueError when the dataset is smaller than one batch or an image has no caption.
     """
 
     def __init__(
@@ -37,6 +37,8 @@ class Loader:
         regions_per_image: int = 0,
         kinds: tuple[str, ...] | None = None,
     ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"a batch of {batch_size}: it needs at least one pair")
         if len(dataset) < batch_size:
             raise ValueError(f"{len(dataset)} samples do not fill one batch of {batch_size}: lower the batch size")
         self.dataset, self.batch_size, self.size, self.seed = dataset, batch_size, size, seed
@@ -45,6 +47,8 @@ class Loader:
         rows = range(len(dataset))
         self.image_ids = torch.tensor([dataset.image_id(row) for row in rows])
         self.captions = Texts([dataset.captions(row) for row in rows], tokenizer, max_tokens)
+        if not self.captions.count.all():
+            raise ValueError(f"row {self.captions.count.argmin()} of {dataset!r} has no caption: leave its image out")
         if regions_per_image:
             chosen = [[r for r in dataset.regions(row) if kinds is None or r.kind in kinds] for row in rows]
             self.phrases = Texts([[r.phrase for r in regions] for regions in chosen], tokenizer, max_tokens)

@@ -18,11 +18,18 @@ RECORDS = Path(__file__).resolve().parents[2] / "records"
 def save_record(name: str, command: str, runs: list[dict[str, Any]], folder: Path = RECORDS) -> Path:
     """Write `runs`: dicts with `variant`, `seed`, `seconds`, `scores` and what else is worth keeping."""
     folder.mkdir(parents=True, exist_ok=True)
-    rows = [{**run, "scores": {k: dataclasses.asdict(s) for k, s in run["scores"].items()}} for run in runs]
+    rows = [{**run, "scores": {k: _rounded(s) for k, s in run["scores"].items()}} for run in runs]
     path = folder / f"{name}.json"
-    text = ",\n".join(json.dumps(row, default=lambda x: round(x, 4)) for row in rows)
-    path.write_text(f'{{"command": {json.dumps(command)}, "runs": [\n{text}\n]}}\n', encoding="utf-8")
+    text = ",\n".join(json.dumps(row) for row in rows)
+    beside = path.with_suffix(".part")  # a kill while writing must not cost the runs that are there
+    beside.write_text(f'{{"command": {json.dumps(command)}, "runs": [\n{text}\n]}}\n', encoding="utf-8")
+    beside.replace(path)
     return path
+
+
+def _rounded(score: Score) -> dict[str, float]:
+    """A score as JSON keeps it, to four decimals."""
+    return {name: round(value, 4) for name, value in dataclasses.asdict(score).items()}
 
 
 def load_runs(name: str, folder: Path = RECORDS) -> list[dict[str, Any]]:

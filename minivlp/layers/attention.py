@@ -78,9 +78,11 @@ def attention_weights(queries: Tensor, keys: Tensor, mask: Tensor | None) -> Ten
 
 
 def fast_attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-    """The same result without handing out the weights, by whatever is fastest on the device: (B, H, L, D/H).
+    """The same result without handing out the weights: (B, H, L, D/H).
 
-    On a CPU, at the sizes of our nano models, two plain matmuls beat the fused kernel (benchmarks/attention.py).
+    By two plain matmuls on a CPU, where the fused kernel was no faster at the sizes of our nano models (measured, see
+    docs/recipe.md), and by the fused kernel elsewhere (not measured). A query that may look nowhere means nothing in
+    either, and is not the same in both.
     """
     if queries.device.type == "cpu":
         return attention_weights(queries, keys, mask) @ values

@@ -85,7 +85,7 @@ class Block(nn.Module):
 
 
 def initialise(blocks: nn.ModuleList) -> None:
-    """CLIP's initialisation (its released code): scaled by width, and residual branches also by depth; zero biases."""
+    """As CLIP's released code starts its text tower: scaled by width, residual branches also by depth; zero biases."""
     for block in blocks:
         for name, linear in block.named_modules():
             if isinstance(linear, nn.Linear):

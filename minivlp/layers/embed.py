@@ -29,7 +29,7 @@ class PatchEmbed(nn.Module):
 class TwoStepPatchEmbed(nn.Module):
     """Quarter patches first, then four of them merged: a little depth where the pixels come in, matmuls only.
 
-    Ours, not a paper's: in minutes of training it learns faster than a single projection (docs/recipe.md).
+    Ours, not a paper's: in a prototype, over minutes of training, it learnt faster than a single projection.
     images (B, 3, H, W) -> (B, D, rows, columns).
     """
 
@@ -54,8 +54,9 @@ def sincos_positions(rows: int, columns: int, width: int) -> Tensor:
     """Fixed 2-D sine-cosine positions of unit scale, (rows * columns, D).
 
     A quarter of the channels each holds sin and cos of x, sin and cos of y, from two waves over the whole image down
-    to a fiftieth of a wave. They are measured in fractions of the image, so any grid gets the same code for the same
-    place. Unit scale matters more than it looks: with small learned positions a box head learns nothing in minutes.
+    to about a fiftieth of a wave. They are measured in fractions of the image, so any grid gets the same code for the
+    same place. Unit scale matters more than it looks: with small learned positions our prototype's box head learnt
+    nothing in minutes (docs/recipe.md).
     """
     if width % 4:
         raise ValueError(f"2-D positions need a width that is a multiple of 4, not {width}")

@@ -19,8 +19,9 @@ from minivlp.layers.embed import PatchEmbed, TwoStepPatchEmbed, WordEmbed, resiz
 class ImageConfig:
     """A vision transformer.
 
-    image_size: side in pixels; other sizes are accepted, positions are interpolated. two_step_patches and
-    sincos_positions are ours (see `TwoStepPatchEmbed`, `sincos_positions`), the defaults are the published choices.
+    image_size: side in pixels; other multiples of patch_size are accepted, positions are interpolated.
+    two_step_patches and sincos_positions are ours (see `TwoStepPatchEmbed`, `sincos_positions`), the defaults are the
+    published choices.
     norm_before: CLIP's extra LayerNorm between embedding and blocks. patch_bias: CLIP has none.
     """
 
@@ -71,6 +72,9 @@ class ImageEncoder(nn.Module):
 
     def embed(self, images: Tensor) -> Tensor:
         """Patches with their positions and the class token in front: what the first block sees, (B, 1+P, D)."""
+        (height, width), patch = images.shape[-2:], self.config.patch_size
+        if height % patch or width % patch:  # a convolution would silently cut the rest off
+            raise ValueError(f"images of {height} x {width} pixels cannot be cut into patches of {patch}")
         patches = self.patches(images)  # (B, D, rows, columns)
         rows, columns = patches.shape[-2:]
         x = patches.flatten(2).transpose(1, 2) + self.positions_for(rows, columns)  # (B, P, D)
@@ -90,7 +94,7 @@ class TextConfig:
     """A text transformer.
 
     causal: CLIP's, where each token sees only what stands before it; otherwise BERT's. embed_norm: BERT's LayerNorm
-    after the embedding. word_std, position_std: spread of the initial embeddings (published: .02 and .01).
+    after the embedding. word_std, position_std: spread of the initial embeddings (CLIP's: .02 and .01).
     """
 
     vocabulary: int

@@ -5,8 +5,8 @@ Language Supervision").
                                                                       ├─► cosine x scale ──► B x B table: who belongs
     text  ──► text tower ───► last token ───► project ──► unit vector ─┘    to whom? (cross-entropy, rows and columns)
 
-What was new: no labels, only pairs found on the web; the whole batch as each other's negatives; and a classifier for
-any set of classes by writing their names ("zero-shot").
+What was new is less the objective (ConVIRT's, Zhang et al. 2020, made simpler) than what it led to at the size of
+the web: no labels, only pairs that were found, and a classifier for any classes by writing their names ("zero-shot").
 
 What it cannot do follows from the picture: image and text meet only once, as two vectors.
 No word ever looks at a patch.
@@ -34,8 +34,9 @@ from minivlp.objectives.contrastive import contrastive_loss, same_group
 class CLIPConfig:
     """Sizes of both towers and of the space they meet in (`embed_width`, E).
 
-    learn_temperature: the paper learns it; False keeps the initial value. diagonal_only: the paper's targets, which
-    take a second caption of the same image for a negative; ours share the target among all rows that belong together.
+    learn_temperature: the paper learns it; False keeps the initial value. diagonal_only: the paper's targets; ours are
+    shared among all rows that belong together. With `Loader`'s batches, where such rows share their caption, both give
+    the same loss (`contrastive_loss` says why, and when not).
     """
 
     image: ImageConfig

@@ -12,8 +12,8 @@ from torch import Tensor
 def same_group(image_ids: Tensor, ids: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
     """Which rows of a batch are positives of each other, (B, B) boolean: the same image, or the same caption.
 
-    The diagonal alone, as in CLIP's paper, calls a second caption of the same image a negative. Captions are compared
-    where `ids` and `mask` (B, L) are given.
+    Captions are compared where `ids` (B, L) are given, `mask` (B, L) hiding their padding. Whoever draws negatives must
+    leave these rows out; what they change in the loss itself, `contrastive_loss` says.
     """
     same = image_ids[:, None] == image_ids[None, :]  # (B, B)
     if ids is not None:
@@ -44,7 +44,11 @@ def contrastive_loss(
         soft: instead of `positive`, the two target distributions themselves, image to text and text to image, each
             (B, B) with rows that sum to one (momentum distillation, label smoothing).
 
-    Returns: the mean of the two cross-entropies, a scalar. A blind guess over distinct pairs costs log B.
+    Returns: the mean of the two cross-entropies, a scalar. A blind guess among all B costs log B.
+
+    Where the rows of a group all have the very same image vector, or all the very same text vector, the diagonal and
+    equal shares give the same loss: what one row asks too much of, its twin asks too little. Otherwise they differ, as
+    for two crops of a picture with two captions: there the diagonal pushes apart what belongs together.
     """
     if images.shape != texts.shape:
         raise ValueError(f"images {tuple(images.shape)} and texts {tuple(texts.shape)} must have the same shape")

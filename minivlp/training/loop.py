@@ -73,7 +73,8 @@ def fit(
         on_step: called with each step's row, for instance `LiveCurves.log_row`.
         run_dir: where the log (`log.jsonl`) and the state are kept. If it holds an unfinished run with the same
             settings, that run goes on, and equals the unbroken one bit for bit on the same machine.
-        device: cuda, mps or cpu, whichever is there; the model is moved to it.
+        device: cuda, mps or cpu, whichever is there; the model is moved to it, stays there, and is left in evaluation
+            mode.
 
     The stop button (KeyboardInterrupt) ends training and keeps the history. Raises CheckpointError when `run_dir` holds
     a run with other settings, FloatingPointError when the loss is no longer a number.
@@ -89,7 +90,6 @@ def fit(
     half = torch.autocast(device.type, torch.bfloat16) if bf16_is_fast(device) else nullcontext()
     progress = _progress(start, settings.steps) if bar else None
     began = time.perf_counter() - history.seconds
-    step = start
     try:
         for step in range(start, settings.steps):
             row = {"step": step, **train_step(model, optimisers, batch_at(step).to(device), settings, step, half)}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 class Muon(torch.optim.Optimizer):
     """Momentum whose step is made orthogonal (Jordan et al. 2024), scaled to AdamW's step size (Liu et al. 2025).
 
-    It learns our models in about half of AdamW's steps (docs/recipe.md). `torch.optim.Muon` does the same arithmetic,
+    In our prototype it took about half of AdamW's steps (docs/recipe.md). `torch.optim.Muon` does the same arithmetic,
     but one matrix at a time and always in bfloat16, which costs several whole training steps per step on a CPU without
     bfloat16 units; here equal shapes go through one batched product in float32. Fused q-k-v matrices are treated as the
     square matrices they are made of.
@@ -45,7 +45,10 @@ class Muon(torch.optim.Optimizer):
 
 
 def _squares(matrix: Tensor) -> Tensor:
-    """A matrix as a stack (n, short, long): fused projections (k*D, D) with k = 2 or 3 become k squares."""
+    """A matrix as a stack (n, short, long): fused projections (k*D, D) with k = 2 or 3 become k squares.
+
+    They are known by their shape alone, so a feed-forward of hidden = 2 or 3 widths is cut up likewise.
+    """
     rows, columns = matrix.shape
     if rows in (2 * columns, 3 * columns):
         return matrix.unflatten(0, (-1, columns))  # (k, D, D)

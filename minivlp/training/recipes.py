@@ -14,7 +14,7 @@ from minivlp.training.loop import Settings
 
 @dataclass(frozen=True)
 class Recipe:
-    """Scenes to learn from, the batch, and how long. `preset` names the model's size."""
+    """Scenes to learn from, the batch, and how long. `preset` names the model's size, `size` is the pictures'."""
 
     preset: str
     scenes: int
@@ -37,8 +37,8 @@ class Recipe:
         return Settings(**{"steps": steps, "lr": self.lr, "warmup": min(50, steps // 6), **changes})
 
 
-# X-VLM from scratch: where things are, first. Matching and masked words learn nothing of relations in minutes before
-# the towers keep positions; they are for a second stage (docs/recipe.md).
+# X-VLM from scratch: where things are, first. In our prototype matching and masked words learnt nothing of relations in
+# minutes before the towers kept positions; they are for a second stage.
 WHERE = {"losses": ("itc", "box_l1", "box_giou")}
 RECIPES: dict[str, dict[str, Recipe]] = {
     "clip": {
