@@ -53,19 +53,14 @@ def test_train_leaves_a_model_that_evaluate_reads(model, tiny, tmp_path, capsys)
     assert "R@1" in capsys.readouterr().out
 
 
-def test_a_folder_that_holds_another_run_is_not_taken_for_this_one(tiny, flickr, tmp_path, capsys):
-    out = ["--out", str(tmp_path / "run")]
-    assert main(["train", "clip", *out]) == 0
-    assert main(["train", "clip", "--data", f"flickr:{flickr}", *out]) == 1
-    assert "holds a run with --data scenes" in capsys.readouterr().err
-
-
-def test_chinese_scenes_are_measured_in_chinese(tiny, tmp_path, monkeypatch, capsys):
-    asked = []
+def test_a_chinese_run_is_measured_in_chinese_and_not_taken_for_another(tiny, flickr, tmp_path, monkeypatch, capsys):
+    asked, out = [], ["--out", str(tmp_path / "run")]
     plain = matching.counterfactual
     monkeypatch.setattr(matching, "counterfactual", lambda *a, **k: asked.append(k["language"]) or plain(*a, **k))
-    assert main(["train", "clip", "--language", "zh", "--out", str(tmp_path / "run")]) == 0
+    assert main(["train", "clip", "--language", "zh", *out]) == 0
     assert asked == ["zh"]
+    assert main(["train", "clip", "--data", f"flickr:{flickr}", *out]) == 1
+    assert "holds a run with --data scenes, --language zh" in capsys.readouterr().err
 
 
 def test_the_photos_are_not_measured_on_themselves(tiny, tmp_path, capsys):

@@ -56,7 +56,7 @@ def test_order_of_the_batch_does_not_matter():
 
 
 def test_a_duplicate_image_is_not_pushed_away():
-    """Two captions of one picture: with the diagonal the perfect model still pays, with the groups it pays log 2."""
+    """Two rows of one picture: each is drawn to both captions, not away from the other's."""
     image = torch.eye(8).double()[[0, 0, 1, 2]]
     groups = same_group(torch.tensor([5, 5, 6, 7]))
     scale = torch.tensor(1000.0)

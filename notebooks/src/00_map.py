@@ -97,8 +97,8 @@ for region in scene.regions():
 # combinations that training never shows, such as a purple ring, though it shows purple things and rings.
 
 # %% tags=["check", "nbval-check-output"]
-said = {split: {text for r in range(400) for text in Scenes(400, split, seed=1).captions(r)}
-        for split in ("train", "validation", "test", "composition")}
+worlds = [Scenes(400, split, seed=1) for split in ("train", "validation", "test", "composition")]
+said = {world.split: {text for r in range(400) for text in world.captions(r)} for world in worlds}
 names = list(said)
 shared = {(a, b) for i, a in enumerate(names) for b in names[i + 1:] if said[a] & said[b]}
 assert not shared
@@ -106,8 +106,8 @@ print("captions shared between splits: none,", "in about", round(sum(map(len, sa
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Noise, with the truth kept
-# On the web four captions in ten may be wrong. We can make a world as bad as that, and still know which ones are: what a
-# filter throws out can then be counted.
+# Nobody knows how many captions on the web are wrong. We can make a world in which four in ten are, and still know which:
+# what a filter throws out can then be counted.
 
 # %%
 noisy = NoisyCaptions(scenes, rate=0.4, seed=0)
@@ -116,8 +116,8 @@ drawing.show_scenes([noisy[r] for r in wrong], columns=3)
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## From text to numbers
-# A model reads ids, not letters. Our tokenizer has few of them: every word of the world is one token, all else falls to
-# pieces, and nothing is ever unknown.
+# A model reads numbers (ids), not letters. Our tokenizer has only 1,200: every English word of the world is one token, a
+# Chinese character of it too; all else falls to pieces, and nothing is ever unknown.
 
 # %% tags=["nbval-check-output"]
 tokenizer = load_tokenizer()
@@ -127,8 +127,8 @@ for text in ("a red heart left of a dog", "a flabbergasted wombat", "一只狗�
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Real photographs
-# Twelve open photographs come along, with captions and boxes. Anything that works on scenes works on them, and on a
-# folder of yours in any of the usual layouts: `docs/your_own_data.md` shows how.
+# Twelve open photographs come along, with captions and boxes. What trains on scenes trains on them, and on a folder of
+# yours in any of the usual layouts: `docs/your_own_data.md` shows how.
 
 # %%
 photos = Photos()
@@ -138,7 +138,7 @@ drawing.show_scenes([photos[r] for r in (1, 2)], columns=2, boxes=True)
 # # Exercises
 #
 # ## 1 · Corners *(easy, 5 minutes)*
-# Files hold boxes as pixel corners. Turn `(x0, y0, x1, y1)` in a picture of `width` x `height` pixels into our fractions.
+# Many files hold boxes as pixel corners. Turn `(x0, y0, x1, y1)` in a picture of `width` x `height` pixels into our fractions.
 
 # %% tags=["exercise"]
 def my_box(x0, y0, x1, y1, width, height):
@@ -154,7 +154,7 @@ exercise.check_box(my_box)
 # %% [markdown]
 # ## 2 · Left of *(easy, 10 minutes)*
 # When is one box left of another? In our world a relation is said only if nobody could argue: the centres must differ at
-# least 1.25 times as much from left to right as from top to bottom.
+# least 1.25 times as much from left to right as from top to bottom (for above and below, the other way round).
 # *Hint:* y grows downwards.
 
 # %% tags=["exercise"]

@@ -15,12 +15,14 @@
 #
 # CLIP (Radford et al. 2021) says yes. One tower reads the picture, another reads the caption, and each ends in a single
 # vector. Training asks one thing only: *among all captions of this batch, which one belongs to this picture?*
+# And the same the other way round.
 #
-# In this lesson you will write that question as a loss, watch a model learn it in about three minutes, and then find
+# In this lesson you will write that question as a loss, watch a model learn it in two to three minutes, and then find
 # what it has **not** learnt, which is where the next lessons begin.
 
 # %% tags=["setup"] slideshow={"slide_type": "skip"}
 import random
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -48,7 +50,7 @@ from minivlp.visualize.widgets import LiveCurves, RetrievalBrowser
 
 recipe = RECIPES["clip"][profile()]
 tokenizer = load_tokenizer()
-torch.manual_seed(0);
+seeded = torch.manual_seed(0)
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Four pictures, four captions
@@ -61,8 +63,8 @@ drawing.show_scenes([scenes[row] for row in four])
 
 # %% [markdown] slideshow={"slide_type": "subslide"}
 # Each tower turns its input into a vector of length one. The dot product of two such vectors is a cosine: 1 where they
-# point the same way, 0 where they have nothing to do with each other. A model that has learnt lights up the diagonal;
-# one that has not sees no difference. Here is the trained model that comes with minivlp; below it, both in a word.
+# point the same way, 0 where they stand at right angles and have nothing in common. A model that has learnt lights up
+# the diagonal; one that has not sees no difference. Here is the trained model that comes with minivlp; below it, both in a word.
 
 # %%
 fresh = CLIP(CLIPConfig.nano(len(tokenizer))).eval()
@@ -111,15 +113,18 @@ print("the loop and the library agree")
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## The model
 # That is nearly all of CLIP. The rest is two ordinary transformers; `minivlp/models/clip.py` reads in a few minutes.
-# Our nano model is the published one made small, and differs where the published choice would not learn in minutes:
+# Our nano model is the published one made small. It differs in a few choices, taken over from a prototype that had to
+# learn in minutes:
 #
 # | field of the config | published | nano | why |
 # |---|---|---|---|
-# | `two_step_patches` | one projection per patch | two small ones | learns faster from few pictures |
+# | `two_step_patches` | one projection per patch | two small ones | learnt faster in the prototype |
 # | `sincos_positions` | learned | fixed sine waves | nothing to learn before they say where |
-# | `activation` | QuickGELU | ReLU | cheaper on a CPU |
-# | `word_std`, `position_std` | .02, .01 | .5, .2 | small tables need a stronger start |
-# | `diagonal_only` | yes | no | short captions repeat within a batch |
+# | `activation` | QuickGELU | ReLU | keeps one large tensor less on a CPU |
+# | `word_std`, `position_std` | .02, .01 | .5, .2 | a stronger start; never tested on its own |
+# | `diagonal_only` | yes | no | says what is meant; here the loss is the same (exercise 4) |
+#
+# The optimiser is another one too: Muon for the matrices inside the blocks, AdamW for the rest (`docs/recipe.md`).
 
 # %% tags=["nbval-check-output"]
 model = recipe.build(CLIP, len(tokenizer))
@@ -135,21 +140,22 @@ print({part: f"{n / 1e6:.2f} M" for part, n in count.items()})
 loader = Loader(scenes, tokenizer, recipe.batch_size, recipe.size, seed=0)
 one_batch = Loader(scenes, tokenizer, 16, recipe.size, seed=0).batch(0)
 losses = overfit_one_batch(CLIP(CLIPConfig.nano(len(tokenizer))), one_batch, steps=40)
-assert losses[-1] < 0.3 < losses[0]
-print("learnt by heart: from above ln 16 = 2.77 to nearly nothing" if losses[0] > 2.5 else losses[0])
+assert losses[-1] < 0.3 and 2.5 < losses[0] < 3.5
+print("learnt by heart: from about ln 16 = 2.77, a blind guess, to nearly nothing")
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Now train
 # Watch the curve. The stop button of the notebook ends training whenever you like, and what was learnt stays.
 #
-# *Profile `laptop` takes about three minutes on two cores; `quick`, in which this page was made, only shows the first
-# steps. Set `MINIVLP_PROFILE` before you start Jupyter to choose.*
+# *Profile `laptop` takes two to three minutes on two cores; `quick`, in which the notebook in the repository was run, only
+# shows the first steps. Set `MINIVLP_PROFILE` before you start Jupyter to choose.*
 
 # %% tags=["nbval-ignore-output"]
 curves = LiveCurves()
 display(curves)
 with curves.guard():
     history = fit(model, loader.batch, recipe.settings(), on_step=[curves.log_row], bar=False)
+model.cpu()  # where all that follows is quick enough
 history
 
 # %% tags=["check", "nbval-check-output"]
@@ -161,14 +167,16 @@ print("the loss has fallen clearly")
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## What has it learnt?
 # **Retrieval.** Five hundred new captions, five hundred new pictures, none of them in training. For each caption, where
-# does its picture stand among the five hundred? `R@1`: first; `R@5`: among the first five. A blind guess gets .002.
+# does its picture stand among the five hundred (text to image)? And for each picture its caption (image to text)? `R@1`:
+# first; `R@5`: among the first five. The column `chance` is what a blind guess gets.
 #
-# The model below is yours if you trained in profile `laptop`, and the shipped one (same recipe, longer) otherwise.
+# The model below is the one you have just trained. Only in profile `quick` it is the shipped one: the same model, trained
+# for longer and on more scenes.
 
 # %% tags=["nbval-ignore-output"]
 if profile() == "quick":
     model = trained
-test = Scenes(1500, split="test", seed=7)
+test, size = Scenes(1500, split="test", seed=7, size=recipe.size), model.config.image.image_size
 found = retrieval(model, test, tokenizer)
 Scores({name: score for name, score in found.items() if "R@" in name})
 
@@ -180,7 +188,7 @@ print("far above chance")
 rows = [5, 17, 29, 41]
 gallery = list(range(48))
 with torch.no_grad():
-    seen = model.embed_images(to_tensor(test.pixels(gallery, 64)))
+    seen = model.embed_images(to_tensor(test.pixels(gallery, size)))
     asked = model.embed_texts(*encode(tokenizer, [test.captions(row)[0] for row in rows], 56))
 drawing.retrieval_grid(
     [test.captions(row)[0] for row in rows], [test[row].image for row in gallery], (seen @ asked.T).numpy(), rows
@@ -207,11 +215,13 @@ RetrievalBrowser(
 )
 
 # %% [markdown] slideshow={"slide_type": "slide"}
-# **Zero-shot classification.** No class was ever trained. Write the names of the classes as captions, and the nearest
-# one is the answer: a classifier made of words. (Fifty-two names, one thing in each picture; chance is one in fifty-two.)
+# **Zero-shot classification.** No classifier was ever trained; the names only stood in captions. Write the names of the
+# classes as captions, and the nearest one is the answer: a classifier made of words. (Fifty-two names, one thing in each
+# picture; chance is one in fifty-two. The names and many of these plain pictures are like those in training: what is new
+# is the question, not the things.)
 
 # %% tags=["nbval-ignore-output"]
-single = Scenes(400, split="all", seed=11, objects=(1, 1))
+single = Scenes(400, split="all", seed=11, size=recipe.size, objects=(1, 1))
 names = sorted({scene.things[0].noun for scene in map(single.scene, range(len(single)))})
 zero_shot(model, single, tokenizer, names, prompts=("a {}", "there is a {}", "a picture of a {}"))
 
@@ -265,24 +275,25 @@ print("attention falls on the thing far more than its size would give")
 drawing.bars_with_spread(by_variant("clip_temperature"), ["text to image R@1", "image to text R@1"])
 
 # %% [markdown] slideshow={"slide_type": "subslide"}
-# *What we see:* so early, learning the temperature makes no difference to a good start; a bad value (1: no sharpening at
-# all) halves the score.
+# *What we see:* from a good start, learning the temperature makes no difference in so few steps; a bad value (1: no
+# sharpening at all) halves the score.
 #
-# **The batch.** Every other pair of the batch is a wrong answer to learn from, so the paper wants it huge. Same number of
-# pairs seen, 9,600, in batches of 16, 64 and 256 (`python tools/experiments.py clip_batch`).
+# **The batch.** Every other pair of the batch is a wrong answer to learn from, and the paper's batches are huge. Same
+# number of pairs seen, 9,600, in batches of 16, 64 and 256, at one learning rate
+# (`python tools/experiments.py clip_batch`).
 
 # %%
 drawing.bars_with_spread(by_variant("clip_batch"), ["text to image R@1", "image to text R@1"])
 
 # %% [markdown]
-# *What we see is the opposite of the paper's advice:* the small batch wins. With so few pairs, 16 at a time means 600 steps
-# and 256 at a time only 37, and a model that has hardly moved gains nothing from harder questions. Large batches pay when
-# there is time for many steps; we did not have that time here, and do not claim it.
+# *What we see:* here the small batch wins. With so few pairs, 16 at a time means 600 steps and 256 at a time only 37, and we
+# think that is the reason: a model that has hardly moved gains little from harder questions. It says nothing against the
+# paper, which had time for many steps at any size; nor did we try a learning rate for each batch.
 #
-# *Your turn:* run one cell of these tables yourself. It takes about a minute.
+# *Your turn:* make one bar of these figures yourself: change the two values below. It takes a minute or two.
 
 # %% tags=["nbval-ignore-output"]
-mine = CLIP(CLIPConfig.nano(len(tokenizer)))  # try: dataclasses.replace(..., learn_temperature=False, temperature=1.0)
+mine = CLIP(replace(CLIPConfig.nano(len(tokenizer)), learn_temperature=True, temperature=0.07))
 if profile() != "quick":
     fit(mine, loader.batch, recipe.settings(steps=150))
     print(retrieval(mine, test, tokenizer)["text to image R@1"])
@@ -301,7 +312,7 @@ drawing.bars_with_spread(
 
 # %% tags=["check", "nbval-check-output"]
 kinds = counterfactual(model, test, tokenizer)
-assert kinds["object"].value > 0.75 and max(kinds["relation"].value, kinds["swap"].value) < 0.75
+assert kinds["object"].value > 0.75 and max(kinds["relation"].value, kinds["swap"].value) < 0.65
 print("it names things well, and is close to a coin on who stands where")
 
 # %% [markdown]
@@ -312,20 +323,21 @@ row = next(r for r in range(len(test)) if len(test.scene(r).things) == 2)
 scene = test.scene(row)
 true, swapped = scene.captions()[0], scene.counterfactuals(random.Random(0))["swap"]
 with torch.no_grad():
-    vector = model.embed_images(to_tensor(test.pixels([row], 64)))
+    vector = model.embed_images(to_tensor(test.pixels([row], size)))
     pair = (vector @ model.embed_texts(*encode(tokenizer, [true, swapped], 56)).T)[0]
 drawing.similarity_matrix(pair[None].numpy(), [true, swapped], [test[row].image])
 
 # %% [markdown]
-# Why? The question that CLIP is trained with can nearly always be answered by *which* things there are. In a batch of 64
-# it hardly ever meets two pictures with the same things in another order, so it never has to learn order: a bag of words
-# is enough. And its design cannot help: picture and text meet only once, as two vectors.
+# Why? Our reading: the question that CLIP is trained with can nearly always be answered by *which* things there are. Only
+# in about one batch of ten are there two pictures of the same things (two or more) with different captions, and then it
+# is one question among 64: it hardly pays to learn order, a bag of words is enough. And the design does not help: picture
+# and text meet only once, as two vectors.
 #
-# A model whose words look at patches *before* the answer is given should do better. That is the next lessons' question.
+# A model whose words look at patches *before* the answer is given might do better. That is the next lessons' question.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## The same code on real photographs
-# Twelve open photographs come along. Only the dataset changes. A model that has seen nothing but emoji knows little about
+# Twelve open photographs come along. Only the dataset changes. A model that has seen only drawn scenes knows little about
 # them, so here we let a small model learn these twelve by heart, to see that the door is open; for a real start, point
 # the same line at a folder of yours (`docs/your_own_data.md`).
 
@@ -398,8 +410,12 @@ exercise.check_zero_shot(my_zero_shot)
 
 # %% [markdown]
 # ## 4 · Two captions of one picture *(medium, 15 minutes)*
-# COCO has five captions for every picture. If two of them meet in a batch, the diagonal calls one of them wrong. Make
-# the table of targets that shares the answer among all rows of the same picture.
+# COCO has five captions for every picture. If two of them meet in a batch, the diagonal takes each for a wrong answer to
+# the other's row. Make the table of targets that shares the answer among all rows of the same picture.
+#
+# *Does it matter?* Less than it seems. If both rows hold the very same picture, both ask with the same vector, and over the
+# two of them the diagonal costs exactly what the shares cost. (Try it with pencil and paper.) The same is true of two
+# pictures with the very same caption. It matters once both vectors differ: two different crops of the picture, say.
 
 # %% tags=["exercise"]
 def my_targets(image_ids):
@@ -420,13 +436,15 @@ exercise.check_targets(my_targets)
 # |---|---|---|
 # | data | 400 million pairs from the web | 12,000 scenes made on the spot |
 # | batch size | 32,768 *(as we remember it)* | 64 |
-# | time | days on hundreds of GPUs *(as we remember it; check the paper)* | about three minutes on two CPU cores |
+# | time | days on hundreds of GPUs *(as we remember it; check the paper)* | two to three minutes on two CPU cores |
 # | zero-shot | ImageNet 63.2 % for ViT-B/32 *(as we remember it; check the paper)* | the scores above |
 # | temperature | learned, clamped | a good start matters; learning it made no difference in 150 steps |
-# | batch | the larger the better | the smaller the better, at 9,600 pairs in all |
+# | batch | one huge size *(as we remember it)* | the smaller the better, at 9,600 pairs and one learning rate |
 # | relations | not in the paper; later work found bags of words *(Yuksekgonul et al. 2023)* | close to a coin, over three seeds |
 #
 # **Next** *(to come)*: X-VLM learns *where*, with boxes; then the fusion models take up the question of order.
 
 # %% tags=["nbval-check-output"]
-print({name: value for name, value in spread(by_variant("clip_seeds")["CLIP nano"]).items() if "swap" in name or "object" in name})
+for name, value in spread(by_variant("clip_seeds")["CLIP nano"]).items():
+    if "swap" in name or "object" in name:
+        print(f"{name}: {value}")
