@@ -34,7 +34,7 @@ Made by:
 The last command ran {steps} steps in {minutes:.0f} minutes on a CPU that did other work beside it; `{name}.log.jsonl`
 has every tenth of them. Weights are stored in half precision.
 
-Measured on 1,500 test scenes (seed 7), which no choice was made on:
+Measured on 1,500 test scenes (seed 7):
 
 {scores}
 """
