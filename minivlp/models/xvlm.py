@@ -29,14 +29,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minivlp.data.batch import Batch
-from minivlp.layers.attention import KeysValues
 from minivlp.layers.block import BlockConfig
-from minivlp.layers.encoders import FusionEncoder, ImageConfig, ImageEncoder, TextConfig, TextEncoder
-from minivlp.layers.heads import WordHead
+from minivlp.layers.encoders import ImageConfig, ImageEncoder, TextConfig
+from minivlp.models.fused import FusedTowers, precise, take
 from minivlp.objectives.boxes import box_losses, box_to_patches
 from minivlp.objectives.contrastive import contrastive_loss, same_group
 from minivlp.objectives.masking import IGNORE, Masked, choose_spans, hide, maskable, masked_loss, word_groups
-from minivlp.objectives.matching import Negatives, hard_negatives, matching_loss
+from minivlp.objectives.matching import Negatives, hard_negatives
 
 
 @dataclass(frozen=True)
@@ -188,28 +187,18 @@ class RerunRegions:
         return image.norm(x), image.norm(regions)
 
 
-class XVLM(nn.Module):
+class XVLM(FusedTowers):
     """Aligns texts with images, regions and objects, and says where they are."""
 
     Config = XVLMConfig
-    lesson = "to come"
+    lesson = "06"
 
     def __init__(self, config: XVLMConfig, continues: Tensor | None = None) -> None:
         """`continues` (V,) bool: which ids go on with the word before ("##ing"); None if every token is a word."""
-        super().__init__()
-        self.config = config
-        width, image_width = config.text.block.width, config.image.block.width
-        self.image = SwinEncoder(config.image) if isinstance(config.image, SwinConfig) else ImageEncoder(config.image)
-        self.text = TextEncoder(config.text)
-        self.fusion = FusionEncoder(config.fusion_layers, config.text.block, context_width=image_width)
+        image = SwinEncoder(config.image) if isinstance(config.image, SwinConfig) else ImageEncoder(config.image)
+        super().__init__(config, image, mlp_head(config.text.block.width, 2))
         self.regions = RerunRegions(config.rerun_blocks) if config.rerun_blocks else PooledRegions()
-        self.project_image = nn.Linear(image_width, config.embed_width)
-        self.project_text = nn.Linear(width, config.embed_width)
-        self.temperature = nn.Parameter(torch.tensor(config.temperature))
-        self.match_head = mlp_head(width, 2)
-        self.box_head = mlp_head(width, 4)
-        tied = self.text.embed.words if config.tie_words else None
-        self.word_head = WordHead(width, config.text.vocabulary, config.text.block.norm_eps, tied)
+        self.box_head = mlp_head(config.text.block.width, 4)
         none = torch.zeros(config.text.vocabulary, dtype=torch.bool)
         self.register_buffer("continues", none if continues is None else continues, persistent=False)
 
@@ -227,59 +216,13 @@ class XVLM(nn.Module):
         inside = box_to_patches(boxes, (images.shape[2] // patch, images.shape[3] // patch))
         return *self.regions.parts(self.image, images, rows, inside), with_first(inside)
 
-    def encode_text(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """ids, mask (B, L) -> tokens (B, L, D)."""
-        return self.text(ids, mask)
-
-    def fuse(
-        self, words: Tensor, mask: Tensor, visual: Tensor | list[KeysValues], seen: Tensor | None = None
-    ) -> Tensor:
-        """Let text tokens (B, L, D) look at image or region tokens (B, 1+P, D), of those only at `seen` (B, 1+P)."""
-        return self.fusion(words, mask, visual, seen)
-
-    def embed_images(self, images: Tensor) -> Tensor:
-        """images (B, 3, H, W) -> unit vectors (B, E)."""
-        return self.embed_visual(self.encode_image(images))
-
     def embed_regions(self, images: Tensor, boxes: Tensor, rows: Tensor) -> Tensor:
         """What is inside each of `boxes` (R, 4), box r in image `rows[r]`, as unit vectors (R, E)."""
         return self.embed_visual(self.encode_regions(images, boxes, rows)[1])
 
-    def embed_texts(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """ids, mask (B, L) -> unit vectors (B, E)."""
-        return self.embed_words(self.encode_text(ids, mask))
-
-    def embed_visual(self, tokens: Tensor) -> Tensor:
-        """Image or region tokens (B, 1+P, D) -> unit vectors (B, E)."""
-        return F.normalize(precise(self.project_image(tokens[:, 0])), dim=-1)
-
-    def embed_words(self, tokens: Tensor) -> Tensor:
-        """Text tokens (B, L, D) -> unit vectors (B, E)."""
-        return F.normalize(precise(self.project_text(tokens[:, 0])), dim=-1)
-
-    def similarity(self, images: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-        """Scaled cosines of every image with every text, (B_img, B_txt): towers only, no fusion."""
-        return self.embed_images(images) @ self.embed_texts(ids, mask).T / self.temperature
-
-    def match(self, images: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-        """(B,) probability that image and text of equal rows belong together."""
-        return self.match_logits(self.look(images, ids, mask)).softmax(dim=-1)[:, 1]
-
-    def fill(self, images: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-        """(B, L, V) logits of the word at every position; hide those that you ask for behind [MASK]."""
-        return self.word_head(self.look(images, ids, mask))
-
     def ground(self, images: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
         """Boxes (B, 4) of what the texts speak of."""
         return self.boxes_from(self.look(images, ids, mask))
-
-    def look(self, images: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-        """Text tokens (B, L, D) that have looked at the whole image of their row."""
-        return self.fuse(self.encode_text(ids, mask), mask, self.encode_image(images))
-
-    def match_logits(self, fused: Tensor) -> Tensor:
-        """Fused tokens (B, L, D) -> logits (B, 2), column 1 = they belong together."""
-        return precise(self.match_head(fused[:, 0]))
 
     def boxes_from(self, fused: Tensor) -> Tensor:
         """Fused tokens (B, L, D), looking at the FULL image, -> boxes (B, 4)."""
@@ -314,18 +257,11 @@ class XVLM(nn.Module):
         if "itm" in on:
             if negatives is None:
                 negatives = hard_negatives(visual_vectors @ text_vectors.T / self.temperature, together)
-            right = torch.arange(len(ids), device=ids.device)
-            pairs = [(right, right), negatives.image_pairs(), negatives.text_pairs()]
-            of_image, of_text = (torch.cat(rows) for rows in zip(*pairs, strict=True))
-            allowed = None if seen is None else seen[of_image]
-            fused = self.fuse(words[of_text], mask[of_text], take(keys_values, of_image), allowed)
-            logits = self.match_logits(fused)
-            out["itm"] = matching_loss(logits[: len(ids)], logits[len(ids) :])
+            out["itm"] = self.matching(words, mask, keys_values, negatives, seen)
         if "mlm" in on:
             masked = masked or self.hide_words(ids, mask)
-            fused = self.fuse(self.encode_text(masked.ids, mask), mask, keys_values, seen)
-            asked = masked.labels != IGNORE
-            out["mlm"] = masked_loss(precise(self.word_head(fused[asked])), masked.labels[asked])
+            asked = masked.labels[masked.labels != IGNORE]
+            out["mlm"] = masked_loss(self.guess(masked, mask, keys_values, seen), asked)
         if on & {"box_l1", "box_giou"} and has_regions:
             fused = self.fuse(words, mask, take(self.fusion.keys_values(whole), batch.region_image))
             l1, giou = box_losses(self.boxes_from(fused), batch.region_boxes, batch.region_is_image)
@@ -339,11 +275,6 @@ class XVLM(nn.Module):
         chosen = choose_spans(candidates, word_groups(self.continues[ids]), config.mask_rate, config.mask_at_most)
         return hide(ids, chosen, config.mask_id, config.text.vocabulary)
 
-    def after_step(self) -> None:
-        """Keep the temperature in the range of the released code."""
-        with torch.no_grad():
-            self.temperature.clamp_(0.001, 0.5)
-
 
 def mlp_head(width: int, out: int) -> nn.Sequential:
     """The head of matching and of boxes: (..., D) -> (..., out)."""
@@ -355,19 +286,9 @@ def with_first(inside: Tensor) -> Tensor:
     return F.pad(inside, (1, 0), value=True)
 
 
-def take(keys_values: list[KeysValues], rows: Tensor) -> list[KeysValues]:
-    """Each layer's keys and values for these rows, which may repeat: several texts look at one image."""
-    return [(keys.index_select(0, rows), values.index_select(0, rows)) for keys, values in keys_values]
-
-
 def same_place(image_ids: Tensor, boxes: Tensor) -> Tensor:
     """(R,) numbers, equal where image and box are: "a heart" and "a red heart" of one box are no negatives.
 
     image_ids (R,), boxes (R, 4).
     """
     return torch.cat([image_ids[:, None].double(), boxes.double()], dim=1).unique(dim=0, return_inverse=True)[1]
-
-
-def precise(x: Tensor) -> Tensor:
-    """At least float32: bf16 would round a coordinate to 1/256 of the image."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))

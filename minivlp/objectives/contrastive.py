@@ -52,7 +52,8 @@ def contrastive_loss(
     """
     if images.shape != texts.shape:
         raise ValueError(f"images {tuple(images.shape)} and texts {tuple(texts.shape)} must have the same shape")
-    logits = scale * images @ texts.T  # (B, B), rows are images
+    with torch.autocast(images.device.type, enabled=False):  # a cosine in bf16 has three digits: too few to compare by
+        logits = scale * images @ texts.T  # (B, B), rows are images
     if soft is None:
         if positive is None:
             positive = torch.eye(len(images), dtype=torch.bool, device=images.device)

@@ -1,0 +1,135 @@
+"""What ALBEF and X-VLM have in common: two towers, a space in which they meet, and layers in which words look at patches.
+
+    image ──► image tower ──► tokens ──┬─► project ──► unit vector ─┐
+                                       │                            ├─► cosine / temperature
+    text  ──► text tower ───► tokens ──┼─► project ──► unit vector ─┘
+                                 │     │
+                                 └─────┴─► fusion ──► match? (yes / no) · which word is hidden?
+
+Align before fuse (Li et al., NeurIPS 2021): the towers are pulled together first, so that the fusion layers can relate
+words and patches instead of having to find a common language. A paper's own file says what only that paper does.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minivlp.layers.attention import KeysValues
+from minivlp.layers.encoders import FusionEncoder, TextEncoder
+from minivlp.layers.heads import WordHead
+from minivlp.objectives.masking import IGNORE, Masked
+from minivlp.objectives.matching import Negatives, matching_loss
+
+
+class FusedTowers(nn.Module):
+    """Two towers with fusion layers on top. Subclasses add `losses`.
+
+    `config` needs `image`, `text`, `fusion_layers`, `embed_width`, `temperature` and `tie_words`; `image` is the image
+    tower itself, `match_head` maps (…, D) to two logits.
+    """
+
+    def __init__(self, config: Any, image: nn.Module, match_head: nn.Module) -> None:
+        super().__init__()
+        self.config = config
+        width, image_width = config.text.block.width, config.image.block.width
+        self.image = image
+        self.text = TextEncoder(config.text)
+        self.fusion = FusionEncoder(config.fusion_layers, config.text.block, context_width=image_width)
+        self.project_image = nn.Linear(image_width, config.embed_width)
+        self.project_text = nn.Linear(width, config.embed_width)
+        self.temperature = nn.Parameter(torch.tensor(config.temperature))
+        self.match_head = match_head
+        tied = self.text.embed.words if config.tie_words else None
+        self.word_head = WordHead(width, config.text.vocabulary, config.text.block.norm_eps, tied)
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """images (B, 3, H, W) -> tokens (B, 1+P, D); the first sums up the image."""
+        return self.image(images)
+
+    def encode_text(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """ids, mask (B, L) -> tokens (B, L, D)."""
+        return self.text(ids, mask)
+
+    def fuse(
+        self, words: Tensor, mask: Tensor, visual: Tensor | list[KeysValues], seen: Tensor | None = None
+    ) -> Tensor:
+        """Let text tokens (B, L, D) look at image tokens (B, 1+P, D), of those only at `seen` (B, 1+P)."""
+        return self.fusion(words, mask, visual, seen)
+
+    def embed_images(self, images: Tensor) -> Tensor:
+        """images (B, 3, H, W) -> unit vectors (B, E)."""
+        return self.embed_visual(self.encode_image(images))
+
+    def embed_texts(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """ids, mask (B, L) -> unit vectors (B, E)."""
+        return self.embed_words(self.encode_text(ids, mask))
+
+    def embed_visual(self, tokens: Tensor) -> Tensor:
+        """Image tokens (B, 1+P, D) -> unit vectors (B, E)."""
+        return F.normalize(precise(self.project_image(tokens[:, 0])), dim=-1)
+
+    def embed_words(self, tokens: Tensor) -> Tensor:
+        """Text tokens (B, L, D) -> unit vectors (B, E)."""
+        return F.normalize(precise(self.project_text(tokens[:, 0])), dim=-1)
+
+    def similarity(self, images: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        """Scaled cosines of every image with every text, (B_img, B_txt): towers only, no fusion."""
+        return self.embed_images(images) @ self.embed_texts(ids, mask).T / self.temperature
+
+    def match(self, images: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        """(B,) probability that image and text of equal rows belong together."""
+        return self.match_logits(self.look(images, ids, mask)).softmax(dim=-1)[:, 1]
+
+    def fill(self, images: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        """(B, L, V) logits of the word at every position; hide those that you ask for behind [MASK]."""
+        return self.word_head(self.look(images, ids, mask))
+
+    def look(self, images: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        """Text tokens (B, L, D) that have looked at the image of their row."""
+        return self.fuse(self.encode_text(ids, mask), mask, self.encode_image(images))
+
+    def match_logits(self, fused: Tensor) -> Tensor:
+        """Fused tokens (B, L, D) -> logits (B, 2), column 1 = they belong together."""
+        return precise(self.match_head(fused[:, 0]))
+
+    def matching(
+        self, words: Tensor, mask: Tensor, visual: list[KeysValues], negatives: Negatives, seen: Tensor | None = None
+    ) -> Tensor:
+        """The matching loss of all rows with their own image, and of the `negatives`, fused in one go.
+
+        words (B, L, D) and mask (B, L) come from the text tower, `visual` from `fusion.keys_values`, so that nothing is
+        encoded twice for the up to 3B pairs.
+        """
+        right = torch.arange(len(words), device=words.device)
+        pairs = [(right, right), negatives.image_pairs(), negatives.text_pairs()]
+        of_image, of_text = (torch.cat(rows) for rows in zip(*pairs, strict=True))
+        allowed = None if seen is None else seen[of_image]
+        fused = self.fuse(words[of_text], mask[of_text], take(visual, of_image), allowed)
+        logits = self.match_logits(fused)
+        return matching_loss(logits[: len(words)], logits[len(words) :])
+
+    def guess(
+        self, masked: Masked, mask: Tensor, visual: Tensor | list[KeysValues], seen: Tensor | None = None
+    ) -> Tensor:
+        """Logits (M, V) of the words that `masked` hides, in the order of their labels; the head runs on these alone."""
+        fused = self.fuse(self.encode_text(masked.ids, mask), mask, visual, seen)
+        return precise(self.word_head(fused[masked.labels != IGNORE]))
+
+    def after_step(self) -> None:
+        """Keep the temperature in the range of the released code."""
+        with torch.no_grad():
+            self.temperature.clamp_(0.001, 0.5)
+
+
+def take(keys_values: list[KeysValues], rows: Tensor) -> list[KeysValues]:
+    """Each layer's keys and values for these rows, which may repeat: several texts look at one image."""
+    return [(keys.index_select(0, rows), values.index_select(0, rows)) for keys, values in keys_values]
+
+
+def precise(x: Tensor) -> Tensor:
+    """At least float32: bf16 would round a coordinate to 1/256 of the image."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
