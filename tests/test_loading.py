@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from minivlp.data.english import captions, parse
+from minivlp.data.folders import Photos
 from minivlp.data.loading import Loader
 from minivlp.data.scenes import Scenes
 from minivlp.data.text import load_tokenizer
@@ -74,3 +76,25 @@ def test_an_image_without_a_caption_is_named(scenes, tokenizer, monkeypatch):
 def test_too_small_a_dataset_is_refused_with_a_remedy(scenes, tokenizer):
     with pytest.raises(ValueError, match="lower the batch size"):
         Loader(scenes, tokenizer, 41, 64)
+
+
+def test_false_captions_differ_from_the_true_one_in_a_fact_and_not_in_the_wording(scenes, tokenizer):
+    loader = Loader(scenes, tokenizer, 8, 64, wrong_captions=True)
+    batch, again = loader.batch(1), Loader(scenes, tokenizer, 8, 64, wrong_captions=True).batch(1)
+    assert torch.equal(batch.wrong_ids, again.wrong_ids) and torch.equal(
+        batch.ids, Loader(scenes, tokenizer, 8, 64).batch(1).ids
+    )
+    for i, row in enumerate(batch.image_ids.tolist()):
+        true, wrong = (
+            tokenizer.decode(ids[i][mask[i]], skip_special_tokens=True)
+            for ids, mask in ((batch.ids, batch.mask), (batch.wrong_ids, batch.wrong_mask))
+        )
+        facts = parse(wrong)
+        assert facts is not None and not scenes.scene(row).holds(facts)
+        wording = scenes.captions(row).index(true)
+        assert wrong in (captions(facts)[wording], captions(facts.reversed())[wording])
+
+
+def test_false_captions_are_asked_only_of_a_dataset_that_can_make_them(tokenizer):
+    with pytest.raises(ValueError, match="cannot make false captions"):
+        Loader(Photos(), tokenizer, 4, 64, wrong_captions=True)

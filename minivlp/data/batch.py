@@ -52,6 +52,8 @@ class Batch:
     region_mask: Tensor | None = None  # (R, L) bool
     region_image: Tensor | None = None  # (R,) long, row of `images`
     region_is_image: Tensor | None = None  # (R,) bool, True where the region is the whole image
+    wrong_ids: Tensor | None = None  # (B, L) long, of each row a caption with one fact changed: false of its image
+    wrong_mask: Tensor | None = None  # (B, L) bool
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""

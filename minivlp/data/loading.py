@@ -19,10 +19,12 @@ class Loader:
     Args:
         tokenizer: ours or any transformers tokenizer. size: side of the images in pixels. seed: of the order and of
             what is drawn. max_tokens: longer captions are cut. regions_per_image: how many phrases with boxes each
-            image brings along at most (0: none). kinds: which kinds of region, all if None.
+            image brings along at most (0: none). kinds: which kinds of region, all if None. wrong_captions: each row
+            also brings a false caption, one fact of its own changed (only scenes can make them).
 
-    One of an image's captions is drawn per epoch. Texts are tokenised once, here; pictures are read when asked for.
-    Raises ValueError when the dataset is smaller than one batch or an image has no caption.
+    One of an image's captions is drawn per epoch. Texts are tokenised once, here (the false ones when they are drawn);
+    pictures are read when asked for. Raises ValueError when the dataset is smaller than one batch, an image has no
+    caption, or false captions are asked of a dataset that cannot make them.
     """
 
     def __init__(
@@ -36,12 +38,16 @@ class Loader:
         max_tokens: int = 56,
         regions_per_image: int = 0,
         kinds: tuple[str, ...] | None = None,
+        wrong_captions: bool = False,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"a batch of {batch_size}: it needs at least one pair")
         if len(dataset) < batch_size:
             raise ValueError(f"{len(dataset)} samples do not fill one batch of {batch_size}: lower the batch size")
+        if wrong_captions and not hasattr(dataset, "wrong_caption"):
+            raise ValueError(f"{dataset!r} cannot make false captions: only scenes know what would be false of them")
         self.dataset, self.batch_size, self.size, self.seed = dataset, batch_size, size, seed
+        self.tokenizer, self.max_tokens, self.wrong_captions = tokenizer, max_tokens, wrong_captions
         self.regions_per_image = regions_per_image
         self.steps_per_epoch = len(dataset) // batch_size  # the rest of an epoch is dropped: every batch is full
         rows = range(len(dataset))
@@ -63,10 +69,13 @@ class Loader:
 
     def rows(self, rows: np.ndarray, draw: np.random.Generator) -> Batch:
         """The batch of these rows; `draw` chooses among captions and regions."""
-        captions = [self.captions.first[row] + draw.integers(self.captions.count[row]) for row in rows]
-        ids, mask = self.captions.take(captions)
+        wordings = [draw.integers(self.captions.count[row]) for row in rows]
+        ids, mask = self.captions.take([self.captions.first[row] + n for row, n in zip(rows, wordings, strict=True)])
         images = to_tensor(self.dataset.pixels(rows, self.size))
         batch = Batch(images, ids, mask, self.image_ids[torch.as_tensor(rows)])
+        if self.wrong_captions:
+            wrong = [self.dataset.wrong_caption(row, draw, n) for row, n in zip(rows, wordings, strict=True)]
+            batch.wrong_ids, batch.wrong_mask = encode(self.tokenizer, wrong, self.max_tokens)
         if self.regions_per_image:
             texts, image = [], []
             for index, row in enumerate(rows):

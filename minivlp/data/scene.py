@@ -138,7 +138,24 @@ class Scene:
         away). No change makes up a combination that is kept from training.
         """
         say = _words(language)
-        changes = {
+        changed = {kind: self._falsify(rng, change) for kind, change in self._changes().items()}
+        return {kind: say.chain(facts) for kind, facts in changed.items() if facts is not None}
+
+    def wrong_caption(self, rng: Draw, wording: int, language: str = "en") -> str:
+        """A caption with one fact changed, told in the `wording` (place in the list) of `captions`.
+
+        A negative made by rule, for training; every kind of change that applies is as likely. Source of the idea:
+        Yuksekgonul et al. 2023 (NegCLIP). The wording is the true caption's, or it would give the answer away.
+        """
+        changes = list(self._changes().values())
+        while True:  # an object can always be changed
+            facts = self._falsify(rng, changes.pop(int(rng.random() * len(changes))))
+            if facts is not None:
+                return _words(language).captions(facts)[wording]
+
+    def _changes(self) -> dict[str, Callable[[Draw, Facts], Facts | None]]:
+        """How to change one fact, by kind."""
+        return {
             "object": self._change_object,
             "colour": self._change_color,
             "size": self._change_size,
@@ -146,8 +163,6 @@ class Scene:
             "swap": self._swap,
             "count": self._change_count,
         }
-        changed = {kind: self._falsify(rng, change) for kind, change in changes.items()}
-        return {kind: say.chain(facts) for kind, facts in changed.items() if facts is not None}
 
     def questions(self, language: str = "en") -> list[tuple[str, str]]:
         """Questions with their one right answer: colour, how many, what is where, where is what, yes or no."""

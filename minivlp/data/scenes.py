@@ -17,7 +17,7 @@ from PIL import Image
 
 from minivlp.data.batch import Region, Sample
 from minivlp.data.grammar import COLORS, OBJECTS, SHAPES, SIZES, Mention, split_of
-from minivlp.data.scene import Corners, Ground, Scene, Thing, pick, relation
+from minivlp.data.scene import Corners, Draw, Ground, Scene, Thing, pick, relation
 from minivlp.data.sprites import TEXTURES, paste, plain_ground, sprite_size, textured_ground
 
 SPLITS = ("train", "validation", "test", "composition", "all")
@@ -101,6 +101,10 @@ class Scenes:
     def regions(self, row: int) -> list[Region]:
         """Phrases with their boxes."""
         return self.scene(row).regions(self.language)
+
+    def wrong_caption(self, row: int, rng: Draw, wording: int) -> str:
+        """A false caption, one fact changed, told like the caption of this number."""
+        return self.scene(row).wrong_caption(rng, wording, self.language)
 
     def image_id(self, row: int) -> int:
         """The row, plus a step that keeps the splits apart."""

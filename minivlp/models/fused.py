@@ -1,4 +1,4 @@
-"""What ALBEF and X-VLM have in common: two towers, a space in which they meet, and layers in which words look at patches.
+"""What ALBEF and X-VLM share: two towers, a space in which they meet, and layers in which words look at patches.
 
     image ──► image tower ──► tokens ──┬─► project ──► unit vector ─┐
                                        │                            ├─► cosine / temperature
@@ -115,7 +115,7 @@ class FusedTowers(nn.Module):
     def guess(
         self, masked: Masked, mask: Tensor, visual: Tensor | list[KeysValues], seen: Tensor | None = None
     ) -> Tensor:
-        """Logits (M, V) of the words that `masked` hides, in the order of their labels; the head runs on these alone."""
+        """Logits (M, V) of the words that `masked` hides, in the order of their labels: the head runs on no others."""
         fused = self.fuse(self.encode_text(masked.ids, mask), mask, visual, seen)
         return precise(self.word_head(fused[masked.labels != IGNORE]))
 
