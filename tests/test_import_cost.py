@@ -12,11 +12,14 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = {"transformers", "timm", "matplotlib"}
 PROBE = """
-import importlib, json, pkgutil, sys
+import importlib, json, sys
+from pathlib import Path
 import minivlp
 loaded = {"minivlp": sorted({name.split(".")[0] for name in sys.modules})}
 def room(name): return "minivlp.visualize" if name.startswith("minivlp.visualize") else "the rest"
-names = sorted((info.name for info in pkgutil.walk_packages(minivlp.__path__, "minivlp.")), key=room, reverse=True)
+home = Path(minivlp.__file__).parent
+files = (file.relative_to(home.parent).with_suffix("") for file in home.rglob("*.py"))
+names = sorted((".".join(file.parts).removesuffix(".__init__") for file in files), key=room, reverse=True)
 for name in names:  # visualize last: it may load matplotlib
     importlib.import_module(name)
     loaded[room(name)] = sorted({name.split(".")[0] for name in sys.modules})

@@ -22,6 +22,7 @@ from minivlp.layers.attention import Attention, record_attention
 from minivlp.models.clip import CLIP, CLIPConfig
 from minivlp.visualize import drawing
 from minivlp.visualize.attention import cls_map, grad_cam, rollout, to_grid, word_patch_similarity
+from minivlp.visualize.drawing import ink
 
 plt.switch_backend("Agg")  # no window, wherever the tests run
 
@@ -274,11 +275,11 @@ def test_taxonomy_orders_the_parts_as_the_papers_do():
 
 
 def test_letters_that_no_font_has_become_squares_with_one_warning(monkeypatch):
-    monkeypatch.setattr(drawing, "_glyphs", lambda: frozenset(map(ord, "a dog")))
-    drawing._warn_of_missing_font.cache_clear()
+    monkeypatch.setattr(ink, "glyphs", lambda: frozenset(map(ord, "a dog")))
+    ink.warn_of_missing_font.cache_clear()
     with pytest.warns(UserWarning, match="Noto Sans CJK") as caught:
-        assert drawing._printable("a 狗") == drawing._printable("a 狗") == "a □"
+        assert ink.printable("a 狗") == ink.printable("a 狗") == "a □"
     assert len(caught) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert drawing._printable("a dog\n") == "a dog\n"
+        assert ink.printable("a dog\n") == "a dog\n"

@@ -1,0 +1,73 @@
+"""Search: which images a caption finds, and how near every image is to every caption."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from minivlp.visualize.drawing.ink import GREEN, WIDTH, new_figure, show_image, style, wrap
+
+
+def retrieval_grid(
+    captions: Sequence[str], images: Sequence[np.ndarray], similarity: np.ndarray, right: Sequence[int], top: int = 5
+) -> Figure:
+    """For each caption (a row) its `top` nearest images, best first; the right one has a thick frame and a tick.
+
+    similarity (images, captions); `right[i]` is the index of caption i's image. The rank of the right image stands
+    under the caption, so a row without a frame still says where it was.
+    """
+    similarity = np.asarray(similarity)
+    top = min(top, len(images))
+    cell = 0.72 * WIDTH / max(top, 4)
+    with style():
+        ratios = [max(0.25 * WIDTH / cell, 1), *[1] * top]
+        figure, axes = new_figure(len(captions), top + 1, cell * sum(ratios), len(captions) * cell, width_ratios=ratios)
+        for i, caption in enumerate(captions):
+            order = np.argsort(-similarity[:, i], kind="stable")
+            place = int(np.flatnonzero(order == right[i])[0]) + 1
+            label = axes[i, 0]
+            label.axis("off")
+            label.text(1, 0.45, wrap(caption, 24), ha="right", va="bottom")
+            label.text(1, 0.4, f"right image: rank {place}", ha="right", va="top", fontsize=8)
+            for ax, image in zip(axes[i, 1:], order[:top], strict=True):
+                show_image(ax, images[image])
+                if image == right[i]:
+                    ax.spines[:].set(visible=True, color=GREEN, linewidth=4)
+                    tag = {"boxstyle": "square,pad=0.2", "fc": GREEN, "ec": "none"}
+                    ax.text(0.97, 0.04, "✓", color="white", ha="right", va="top", fontweight="bold", bbox=tag)
+                ax.set_xlabel(f"{similarity[image, i]:.2f}", fontsize=8, labelpad=2)
+    return figure
+
+
+def similarity_matrix(similarity: np.ndarray, captions: Sequence[str], images: Sequence[np.ndarray] = ()) -> Figure:
+    """Every image (row) against every caption (column), with numbers where they fit; rows show the images if given.
+
+    The colours span at least .5, so that a small difference looks small.
+    """
+    similarity = np.asarray(similarity, dtype=float)
+    rows, columns = similarity.shape
+    cell = min(0.9, 0.62 * WIDTH / max(columns, 1))
+    with style():
+        figure, axes = new_figure(1, 1, WIDTH * 0.97, rows * cell + 1.9)
+        ax = axes[0, 0]
+        low, high = similarity.min(), similarity.max()
+        drawn = ax.imshow(similarity, cmap="cividis", aspect="equal", vmin=min(low, high - 0.5), vmax=high)
+        ax.spines[:].set_visible(False)
+        ax.tick_params(length=0)
+        ax.xaxis.tick_top()
+        ax.set_xticks(range(columns), [wrap(c, 24) for c in captions], rotation=35, ha="left", rotation_mode="anchor")
+        ax.set_yticks(range(rows), [f"image {i + 1}" for i in range(rows)] if len(images) == 0 else [""] * rows)
+        for i, image in enumerate(images):
+            inset = ax.inset_axes((-1.5, i - 0.46, 0.92, 0.92), transform=ax.transData)
+            show_image(inset, image)
+        if cell > 0.42:
+            for (i, j), value in np.ndenumerate(similarity):
+                light = np.dot(drawn.cmap(drawn.norm(value))[:3], (0.3, 0.6, 0.1)) > 0.5
+                ink = "black" if light else "white"
+                ax.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=8, color=ink)
+        bar = figure.colorbar(drawn, ax=ax, shrink=0.6, pad=0.02)
+        bar.set_label("similarity")
+        bar.outline.set_visible(False)
+    return figure
