@@ -1,0 +1,153 @@
+"""From words to a box, and back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import traitlets as T
+
+from minivlp.data.batch import Box, Region
+from minivlp.visualize.widgets.asking import looking, pixels_of, texts_of
+from minivlp.visualize.widgets.base import Widget, source, told
+from minivlp.visualize.widgets.pictures import Picture, data_url, png, rgb
+
+
+class Grounder(Widget):
+    """From words to a box, and from a box to words.
+
+    Type a phrase: the model's box is drawn with its confidence. Drag a box (or make one with the arrow keys): the
+    phrases that fit it are listed.
+
+    Args:
+        image: any PIL image or uint8 pixels.
+        ground: phrase -> (box, confidence); the confidence may be None.
+        describe: box -> [(text, score), …], best first. Without it the browser ranks the known phrases by how much the
+            model's box for them overlaps the drawn one.
+        phrases: those that are asked now, so that they are answered at once and also without a kernel.
+    """
+
+    _esm = source("grounder")
+    image = T.Unicode().tag(sync=True)
+    known = T.Dict(help="phrase -> [cx, cy, w, h, confidence or None]").tag(sync=True)
+    phrases = T.List(help="the known ones in their order, which a notebook file does not keep in a dict").tag(sync=True)
+    asks = T.Bool(help="the kernel answers phrases").tag(sync=True)
+    describes = T.Bool(help="the kernel describes boxes").tag(sync=True)
+    question = T.Dict(help="from the browser: a phrase or a box").tag(sync=True)
+    answer = T.Dict(help="phrase, box, confidence; or phrase, problem").tag(sync=True)
+    drawn = T.List(help="the reader's box").tag(sync=True)
+    found = T.Dict(help="box, items [[text, score], …]; or box, problem").tag(sync=True)
+
+    def __init__(
+        self,
+        image: Picture,
+        ground: Callable[[str], tuple[Box, float | None]] | None = None,
+        describe: Callable[[Box], Sequence[tuple[str, float]]] | None = None,
+        phrases: Iterable[str] | Mapping[str, tuple[Box, float | None]] = (),
+    ) -> None:
+        if not isinstance(phrases, Mapping):
+            if ground is None:
+                raise ValueError("phrases without a `ground` function: give a dict phrase -> (box, confidence) instead")
+            phrases = {phrase: ground(phrase) for phrase in phrases}
+        self.ground, self.describe, self.pixels = ground, describe, rgb(image)
+        known = {phrase: packed(*answer) for phrase, answer in phrases.items()}
+        super().__init__(
+            image=data_url(self.pixels),
+            known=known,
+            phrases=list(known),
+            asks=ground is not None,
+            describes=describe is not None,
+        )
+        if known:
+            self.ask(next(iter(known)))
+        self.observe(self._on_question, "question")
+
+    @classmethod
+    def of(cls, model: torch.nn.Module, image: Picture, tokenizer: Any, phrases: Sequence[str]) -> Grounder:
+        """Ground with `model.ground`; the confidence is `model.match` of phrase and image, where the model has it.
+
+        A drawn box is described by the phrases whose vectors are nearest to the region's (`embed_regions`), where the
+        model can embed regions. Raises TypeError when the model has no `ground`.
+        """
+        if not hasattr(model, "ground"):
+            raise TypeError(f"{type(model).__name__} cannot predict boxes: it has no `ground`. X-VLM has.")
+        pixels = pixels_of(model, [image])
+        phrases = list(dict.fromkeys(phrases))
+
+        def ground_all(texts: list[str]) -> dict[str, tuple[Box, float | None]]:
+            if not texts:
+                return {}
+            with looking(model):
+                ids, mask = texts_of(model, tokenizer, texts)
+                images = pixels.expand(len(texts), -1, -1, -1)
+                boxes = model.ground(images, ids, mask).tolist()
+                fits = model.match(images, ids, mask).tolist() if hasattr(model, "match") else [None] * len(texts)
+            return {text: (box, fit) for text, box, fit in zip(texts, boxes, fits, strict=True)}
+
+        def describe(box: Box) -> list[tuple[str, float]]:
+            with looking(model):
+                where = torch.tensor([box], device=pixels.device)
+                region = model.embed_regions(pixels, where, torch.zeros(1, dtype=torch.long, device=pixels.device))
+                scores = (region @ model.embed_texts(*texts_of(model, tokenizer, phrases)).T)[0].tolist()
+            return sorted(zip(phrases, scores, strict=True), key=lambda pair: -pair[1])
+
+        can_describe = hasattr(model, "embed_regions") and len(phrases) > 0
+        known = ground_all(phrases)
+        return cls(image, lambda text: ground_all([text])[text], describe if can_describe else None, known)
+
+    def ask(self, phrase: str) -> dict[str, Any]:
+        """Ask for a phrase, as typing it does; returns what is then shown."""
+        if phrase in self.known:
+            *box, confidence = self.known[phrase]
+        elif self.ground is None:
+            raise KeyError(f"{phrase!r} is not among the known phrases, and there is no `ground` function to ask")
+        else:
+            *box, confidence = packed(*self.ground(phrase))
+        self.answer = {"phrase": phrase, "box": box, "confidence": confidence}
+        return self.answer
+
+    def look_at(self, box: Box) -> dict[str, Any]:
+        """Describe a box, as drawing it does; returns what is then shown. Needs a `describe` function."""
+        if self.describe is None:
+            raise TypeError("this Grounder has no `describe` function; the browser compares the box with known phrases")
+        box = tuple(float(x) for x in box)
+        items = [[str(text), float(score)] for text, score in list(self.describe(box))[:6]]
+        self.drawn, self.found = list(box), {"box": list(box), "items": items}
+        return self.found
+
+    def _on_question(self, change: Any) -> None:
+        question = change["new"]
+        if "phrase" in question:
+            with told(self, "answer", question):
+                self.ask(question["phrase"])
+        elif "box" in question:
+            with told(self, "found", question):
+                self.look_at(question["box"])
+
+    def __repr__(self) -> str:
+        return f"Grounder({len(self.known)} phrases)"
+
+    def to_png(self) -> bytes:
+        from matplotlib.figure import Figure
+
+        from minivlp.visualize.drawing import draw_boxes, style
+
+        with style():
+            figure = Figure(figsize=(4, 4 * self.pixels.height / self.pixels.width), layout="constrained")
+            regions = [
+                Region(tuple(box), phrase if fit is None else f"{phrase} {fit:.0%}")
+                for phrase, (*box, fit) in list(self.known.items())[:6]
+            ]
+            draw_boxes(figure.add_subplot(), np.asarray(self.pixels), regions)
+            return png(figure)
+
+
+def packed(box: Box, confidence: float | None) -> list[float | None]:
+    """cx, cy, w, h and confidence as plain numbers. Raises ValueError unless the box has four finite ones."""
+    numbers = [float(x) for x in box]
+    if len(numbers) != 4 or not all(map(math.isfinite, numbers)):
+        raise ValueError(f"a box is four numbers cx, cy, w, h between 0 and 1, not {box!r}")
+    return [*numbers, None if confidence is None else float(confidence)]
