@@ -4,7 +4,7 @@
     open_folder("flickr:~/flickr8k", split="validation")
     open_folder("folder:~/holidays", language="zh", on_error="skip")
 
-Whatever the layout, a reader (layouts.py) yields one `Entry` per image; what follows is the same for all: the split,
+Whatever the layout, a reader (layouts/) yields one `Entry` per image; what follows is the same for all: the split,
 the subset, finding the file, turning pixel boxes into fractions. What each layout looks like: docs/your_own_data.md.
 """
 

@@ -1,0 +1,140 @@
+"""A folder with a CSV or a JSONL."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from minivlp.data.batch import Box
+from minivlp.data.damage import DataError, Fault, Report, clean_caption, clean_corners, clean_name, decode_text
+from minivlp.data.layouts.entries import Entries, Entry, as_object, lines_of
+
+_FILE_KEYS = ("file", "image", "file_name", "filename", "image_name")
+_CAPTION_KEYS = ("caption", "captions", "text", "comment")
+TABLES = ("captions.jsonl", "metadata.jsonl", "captions.csv", "metadata.csv")
+_Line = tuple[str, bytes, Callable[[str], dict[str, Any]]]  # where, the raw line, how to parse it
+
+
+def table_file(root: Path) -> Path | None:
+    found = [root / name for name in TABLES if (root / name).exists()]
+    if len(found) > 1:
+        raise DataError(f"{root}: both {found[0].name} and {found[1].name} are there. Name one: folder:{found[0]}")
+    return found[0] if found else None
+
+
+def read_table(file: Path, report: Report, language: str) -> list[Entry]:
+    entries, seen = Entries(), set()
+    rows = _jsonl_rows if file.suffix == ".jsonl" else _csv_rows
+    for where, line, parse in rows(file, report):
+        with report.entry(where):
+            item = parse(decode_text(line))
+            name = clean_name(_first(item, _FILE_KEYS, "file"))
+            phrases = _read_regions(item, language, where, report)
+            captions = _read_captions(item, language, [phrase for _, phrase, _, _ in phrases])
+            key = (name, *captions, *(box[:2] for box in phrases))
+            if key in seen:
+                raise Fault("duplicate row", "The same row stands above.", harmless=True)
+            seen.add(key)
+            entry = entries.of(name, where)
+            entry.captions += [caption for caption in captions if caption not in entry.captions]
+            entry.boxes += phrases
+    return list(entries.values())
+
+
+def _jsonl_rows(file: Path, report: Report) -> Iterator[_Line]:
+    def parse(line: str) -> dict[str, Any]:
+        try:
+            return as_object(json.loads(line))
+        except (ValueError, RecursionError) as error:
+            raise Fault("broken JSON", f"{error}: write one JSON object to a line.") from error
+
+    for where, line in lines_of(file, report):
+        yield where, line, parse
+
+
+def _csv_rows(file: Path, report: Report) -> Iterator[_Line]:
+    lines = lines_of(file, report)
+    where, head = next(lines)
+    try:
+        text = decode_text(head)
+    except Fault as fault:
+        raise DataError(f"{report.root / where}: {fault.why}. {fault.remedy}") from fault
+    # Spreadsheets write ; or tabs in many countries: the delimiter is the one that makes a column we know.
+    headers = [(d, [name.strip().lower() for name in text.split(d)]) for d in ",;\t|"]
+    headers = [(d, [n.strip('"') for n in names]) for d, names in headers]
+    fitting = [(d, names) for d, names in headers if set(names) & set(_FILE_KEYS)]
+    if not fitting or len(set(fitting[0][1])) < len(fitting[0][1]):
+        remedy = f"Start the file with a line such as file,caption (known for images: {', '.join(_FILE_KEYS)})."
+        raise DataError(f"{report.root / where}: no column for images, or a name twice: {text!r:.80}. {remedy}")
+    delimiter, names = max(fitting, key=lambda pair: len(pair[1]))
+
+    def parse(line: str) -> dict[str, Any]:
+        cells = _cells(line, delimiter)
+        if len(cells) != len(names):
+            remedy = f"Found {len(cells)} of {len(names)}: put a text that holds {delimiter!r} in double quotes."
+            raise Fault("wrong number of columns", remedy)
+        item = dict(zip(names, cells, strict=True))
+        for key in ("regions", "boxes"):
+            if item.get(key, "").strip():
+                try:
+                    item[key] = json.loads(item[key])
+                except (ValueError, RecursionError) as error:
+                    raise Fault("broken JSON", f"{error}: regions are a JSON list in double quotes.") from error
+            else:
+                item.pop(key, None)
+        return item
+
+    for where, line in lines:
+        yield where, line, parse
+
+
+def _cells(line: str, delimiter: str) -> list[str]:
+    """The cells of one line. A caption stays on its line: else one forgotten quote would swallow the rows below it."""
+    if len(line) > 100_000:  # beyond what the csv module takes by default
+        raise Fault("row too long", f"It has {len(line):,} characters: is a line break missing?")
+    try:
+        return next(csv.reader([line], delimiter=delimiter, strict=True))
+    except csv.Error as error:
+        remedy = f"({error}) Close each quote on its own line and double the quotes inside a quoted caption."
+        raise Fault("quote not closed", remedy) from error
+
+
+def _first(item: dict[str, Any], keys: Sequence[str], what: str) -> Any:
+    for key in keys:
+        if key in item:
+            return item[key]
+    raise Fault(f"no {what}", f"The row needs one of: {', '.join(keys)}.")
+
+
+def _language_keys(names: Sequence[str], language: str) -> list[str]:
+    """`caption_zh` and its like; for English also the bare `caption`."""
+    return [f"{name}_{language}" for name in names] + (list(names) if language == "en" else [])
+
+
+def _read_captions(item: dict[str, Any], language: str, phrases: list[str]) -> list[str]:
+    keys = _language_keys(_CAPTION_KEYS, language)
+    if phrases and not any(key in item for key in keys):
+        return list(dict.fromkeys(phrases))  # RefCOCO has phrases only: each is said of the picture, if of a part of it
+    captions = _first(item, keys, "caption")
+    captions = captions if isinstance(captions, list) else [captions]
+    if not captions:
+        raise Fault("empty caption", "The list of captions is empty: write what the picture shows, or delete the row.")
+    return list(dict.fromkeys(clean_caption(caption) for caption in captions))
+
+
+def _read_regions(item: dict[str, Any], language: str, where: str, report: Report) -> list[tuple[Box, str, str, str]]:
+    regions = item.get("regions", item.get("boxes", []))
+    if not isinstance(regions, list):
+        raise Fault("regions are not a list", 'Write "regions": [{"box": [x0, y0, x1, y1], "phrase": "a red cup"}].')
+    found = []
+    for number, region in enumerate(regions, start=1):
+        place = f"{where} region {number}"
+        with report.entry(place):
+            region = as_object(region)
+            corners = clean_corners(_first(region, ("box", "bbox", "xyxy"), "box"))
+            keys = _language_keys(("phrase", "text", "caption", "label"), language)
+            found.append((corners, clean_caption(_first(region, keys, "phrase")), "phrase", place))
+    return found
