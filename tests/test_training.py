@@ -1,5 +1,8 @@
 """The loop and the checkpoints: learning, exact resume after a kill, and files that cannot be half written."""
 
+import dataclasses
+import json
+
 import pytest
 import torch
 from torch import nn
@@ -7,7 +10,9 @@ from torch import nn
 from minivlp.data.batch import Batch
 from minivlp.layers.block import BlockConfig
 from minivlp.layers.encoders import ImageConfig, TextConfig
+from minivlp.models import MODELS
 from minivlp.models.clip import CLIP, CLIPConfig
+from minivlp.models.xvlm import XVLM, SwinConfig, XVLMConfig
 from minivlp.training import checkpoint
 from minivlp.training.checkpoint import CheckpointError, load_model, load_tensors, save_model, set_weights, weights
 from minivlp.training.loop import Settings, fit, overfit_one_batch
@@ -168,6 +173,26 @@ def test_a_model_comes_back_from_its_file(tmp_path):
     assert torch.equal(model.similarity(batch.images, batch.ids, batch.mask),
                        again.similarity(batch.images, batch.ids, batch.mask))  # fmt: skip
     assert load_tensors(tmp_path / "m.safetensors")[1]["trained_on"] == "nothing"
+
+
+@pytest.mark.parametrize("preset", ["nano", "small", "paper"])
+@pytest.mark.parametrize("model", MODELS)
+def test_every_config_comes_back_from_json(model, preset):
+    config = getattr(MODELS[model].Config, preset)()  # X-VLM's paper() has a subclass as its image tower
+    stored = json.loads(json.dumps(dataclasses.asdict(config)))
+    assert checkpoint.build_config(MODELS[model].Config, stored) == config
+
+
+def test_a_model_with_another_kind_of_tower_comes_back_from_its_file(tmp_path):
+    config = XVLMConfig.nano(50)
+    block = dataclasses.replace(config.image.block, width=16)
+    swin = SwinConfig(64, 16, 3, block, first_patch=8, depths=(1, 1), heads=(1, 2), window=4)
+    model = XVLM(dataclasses.replace(config, image=swin)).eval()
+    save_model(model, tmp_path / "m.safetensors")
+    again = load_model(XVLM, tmp_path / "m.safetensors")
+    images = torch.randn(2, 3, 64, 64)
+    assert again.config == model.config
+    assert torch.equal(again.encode_image(images), model.encode_image(images))
 
 
 def test_wrong_keys_are_listed_in_groups(tmp_path):

@@ -110,7 +110,11 @@ def load_model(kind: type[Model], path: Path | str) -> Model:
 
 
 def build_config(kind: type, values: dict[str, Any]) -> Any:
-    """A (nested) config dataclass from the dict that `dataclasses.asdict` made of it, by way of JSON."""
+    """A (nested) config dataclass from the dict that `dataclasses.asdict` made of it, by way of JSON.
+
+    Where the values name fields that `kind` lacks, it is the subclass that has them: X-VLM's image tower may be a Swin.
+    """
+    kind = next((k for k in _with_subclasses(kind) if values.keys() <= {f.name for f in dataclasses.fields(k)}), kind)
     hints = get_type_hints(kind)
     built = {}
     for name, value in values.items():
@@ -121,6 +125,10 @@ def build_config(kind: type, values: dict[str, Any]) -> Any:
             value = tuple(value)  # JSON has no tuples
         built[name] = value
     return kind(**built)
+
+
+def _with_subclasses(kind: type) -> list[type]:
+    return [kind, *(deeper for below in kind.__subclasses__() for deeper in _with_subclasses(below))]
 
 
 def shipped(name: str) -> Path:
