@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minivlp.data.batch import Batch
 from minivlp.layers.attention import KeysValues
 from minivlp.layers.encoders import FusionEncoder, TextEncoder
 from minivlp.layers.heads import WordHead
@@ -102,15 +103,17 @@ class FusedTowers(nn.Module):
         """The matching loss of all rows with their own image, and of the `negatives`, fused in one go.
 
         words (B, L, D) and mask (B, L) come from the text tower, `visual` from `fusion.keys_values`, so that nothing is
-        encoded twice for the up to 3B pairs.
+        encoded twice for the up to 3B pairs. With 2B rows of words (`with_wrong`) the second half is false of the
+        images of the first: B wrong pairs more.
         """
-        right = torch.arange(len(words), device=words.device)
-        pairs = [(right, right), negatives.image_pairs(), negatives.text_pairs()]
+        right = torch.arange(len(negatives.text), device=words.device)
+        wrong = torch.arange(len(right), len(words), device=words.device)
+        pairs = [(right, right), negatives.image_pairs(), negatives.text_pairs(), (wrong - len(right), wrong)]
         of_image, of_text = (torch.cat(rows) for rows in zip(*pairs, strict=True))
         allowed = None if seen is None else seen[of_image]
         fused = self.fuse(words[of_text], mask[of_text], take(visual, of_image), allowed)
         logits = self.match_logits(fused)
-        return matching_loss(logits[: len(words)], logits[len(words) :])
+        return matching_loss(logits[: len(right)], logits[len(right) :])
 
     def guess(
         self, masked: Masked, mask: Tensor, visual: Tensor | list[KeysValues], seen: Tensor | None = None
@@ -123,6 +126,17 @@ class FusedTowers(nn.Module):
         """Keep the temperature in the range of the released code."""
         with torch.no_grad():
             self.temperature.clamp_(0.001, 0.5)
+
+
+def with_wrong(batch: Batch) -> tuple[Tensor, Tensor]:
+    """ids and mask of the captions (B, L), followed by the false ones if the batch has any: (2B, L)."""
+    if batch.wrong_ids is None:
+        return batch.ids, batch.mask
+    length = max(batch.ids.shape[1], batch.wrong_ids.shape[1])
+    ids, mask, wrong_ids, wrong_mask = (
+        F.pad(x, (0, length - x.shape[1])) for x in (batch.ids, batch.mask, batch.wrong_ids, batch.wrong_mask)
+    )
+    return torch.cat([ids, wrong_ids]), torch.cat([mask, wrong_mask])
 
 
 def take(keys_values: list[KeysValues], rows: Tensor) -> list[KeysValues]:

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from minivlp.data.batch import Batch
 from minivlp.layers.block import BlockConfig
 from minivlp.layers.encoders import ImageConfig, ImageEncoder, TextConfig
-from minivlp.models.fused import FusedTowers, precise, take
+from minivlp.models.fused import FusedTowers, precise, take, with_wrong
 from minivlp.objectives.boxes import box_losses, box_to_patches
 from minivlp.objectives.contrastive import contrastive_loss, same_group
 from minivlp.objectives.masking import IGNORE, Masked, choose_spans, hide, maskable, masked_loss, word_groups
@@ -233,8 +233,9 @@ class XVLM(FusedTowers):
     ) -> dict[str, Tensor]:
         """The losses of `config.losses`, of the batch's regions if it has any, else of its image-caption pairs.
 
-        The paper mixes both kinds of batch. Box losses need regions; whole-image rows do not count in them.
-        `negatives` and `masked` take the place of what is otherwise drawn at random.
+        The paper mixes both kinds of batch. Box losses need regions; whole-image rows do not count in them. False
+        captions that pairs bring along are more wrong pairs for the matching loss. `negatives` and `masked` take the
+        place of what is otherwise drawn at random.
         """
         on = set(self.config.losses)
         has_regions = batch.region_boxes is not None and len(batch.region_boxes) > 0
@@ -245,11 +246,12 @@ class XVLM(FusedTowers):
             whole, visual, seen = self.encode_regions(batch.images, batch.region_boxes, batch.region_image)
             ids, mask = batch.region_ids, batch.region_mask
             place = same_place(batch.image_ids[batch.region_image], batch.region_boxes)
-        words = self.encode_text(ids, mask)
+        texts, real = (ids, mask) if has_regions or "itm" not in on else with_wrong(batch)
+        words = self.encode_text(texts, real)
         out = {}
         if on & {"itc", "itm"}:
             together = same_group(place, ids, mask)
-            visual_vectors, text_vectors = self.embed_visual(visual), self.embed_words(words)
+            visual_vectors, text_vectors = self.embed_visual(visual), self.embed_words(words[: len(ids)])
         if "itc" in on:
             out["itc"] = contrastive_loss(visual_vectors, text_vectors, 1 / self.temperature, together)
         if on & {"itm", "mlm"}:  # once for all the texts that will look at it
@@ -257,7 +259,7 @@ class XVLM(FusedTowers):
         if "itm" in on:
             if negatives is None:
                 negatives = hard_negatives(visual_vectors @ text_vectors.T / self.temperature, together)
-            out["itm"] = self.matching(words, mask, keys_values, negatives, seen)
+            out["itm"] = self.matching(words, real, keys_values, negatives, seen)
         if "mlm" in on:
             masked = masked or self.hide_words(ids, mask)
             asked = masked.labels[masked.labels != IGNORE]

@@ -50,11 +50,20 @@ def _draw(weights: Tensor, generator: torch.Generator | None) -> Tensor:
 
 
 def hard_negatives(
-    similarity: Tensor, together: Tensor, floor: float = 1e-5, generator: torch.Generator | None = None
+    similarity: Tensor,
+    together: Tensor,
+    floor: float = 1e-5,
+    generator: torch.Generator | None = None,
+    back: Tensor | None = None,
 ) -> Negatives:
-    """Draw by likeness: `similarity` (B, B) images by texts, temperature applied; `together` as `negative_weights`."""
+    """Draw by likeness: `similarity` (B, B) images by texts, temperature applied; `together` as `negative_weights`.
+
+    `back` (B, B), texts by images, where that is more than the transpose: ALBEF and BLIP compare the student's images
+    with the teacher's texts one way, the student's texts with the teacher's images the other.
+    """
+    back = similarity.T if back is None else back
     return Negatives(
-        image=_draw(negative_weights(similarity.T, together.T, floor), generator),
+        image=_draw(negative_weights(back, together.T, floor), generator),
         text=_draw(negative_weights(similarity, together, floor), generator),
     )
 

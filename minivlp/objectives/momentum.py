@@ -126,14 +126,15 @@ def queued_contrastive_loss(
     for the right image.
 
     Args:
-        student, teacher: image and text vectors of the batch, (B, E) each, unit length; the teacher's get no gradient.
+        student, teacher: image and text vectors of the batch, (B, E) each, unit length; compute the teacher's without
+            gradient. With the student as its own teacher and no past this is `contrastive_loss`.
         past: image and text vectors (q, E) of earlier batches, as `Queue.past` gives them.
         positive: (B, B+q) bool as from `Queue.together`. scale: one over the temperature.
         alpha: share of the teacher's opinion in the targets.
 
     Returns: the mean of the two cross-entropies, a scalar.
     """
-    candidates = [torch.cat([now, old]).detach() for now, old in zip(teacher, past, strict=True)]  # (B+q, E) each
+    candidates = [torch.cat([now, old]) for now, old in zip(teacher, past, strict=True)]  # (B+q, E) each
 
     def search(own: Tensor, teachers: Tensor, among: Tensor) -> Tensor:
         with torch.no_grad():
