@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +146,6 @@ def train(options: argparse.Namespace) -> None:
     import torch
 
     from minivlp.data.folders import DataError
-    from minivlp.data.loading import Loader
     from minivlp.data.text import load_tokenizer
     from minivlp.evaluation.score import Scores
     from minivlp.models import MODELS
@@ -161,21 +161,14 @@ def train(options: argparse.Namespace) -> None:
     scene = dict(seed=options.seed, size=size, objects=recipe.objects)
     dataset = open_data(options, "train", recipe.scenes, **scene)
     batch = options.batch or min(recipe.batch_size, len(dataset))
-    loader = Loader(
-        dataset,
-        tokenizer,
-        batch,
-        size,
-        seed=options.seed,
-        max_tokens=model.config.text.context_length,
-        regions_per_image=recipe.regions_per_image,
-        kinds=recipe.kinds,
-    )
+    wrong = recipe.wrong_captions and hasattr(dataset, "wrong_caption")
+    recipe = replace(recipe, batch_size=batch, size=size, wrong_captions=wrong)
     out = options.out or Path("runs") / f"{options.model}-{options.seed}"
     same_run(out, options)
     settings = recipe.settings(**({"steps": options.steps} if options.steps else {}))
     print(f"{dataset!r}: {settings.steps} steps of {batch}, run in {out}")
-    history = fit(model, loader.batch, settings, run_dir=out)
+    batches = recipe.batches(dataset, tokenizer, options.seed, model.config.text.context_length)
+    history = fit(model, batches, settings, run_dir=out)
     if history.interrupted:
         print(f"stopped after {len(history.steps)} steps; the same command goes on from the last saved one")
         return

@@ -2,21 +2,33 @@
 
 import dataclasses
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
 from minivlp.data.batch import Batch
+from minivlp.data.scenes import Scenes
+from minivlp.data.text import load_tokenizer
 from minivlp.layers.block import BlockConfig
 from minivlp.layers.encoders import ImageConfig, TextConfig
 from minivlp.models import MODELS
 from minivlp.models.clip import CLIP, CLIPConfig
 from minivlp.models.xvlm import XVLM, SwinConfig, XVLMConfig
 from minivlp.training import checkpoint
-from minivlp.training.checkpoint import CheckpointError, load_model, load_tensors, save_model, set_weights, weights
+from minivlp.training.checkpoint import (
+    CheckpointError,
+    load_model,
+    load_tensors,
+    save_model,
+    set_weights,
+    start_from,
+    weights,
+)
 from minivlp.training.loop import Settings, fit, overfit_one_batch
 from minivlp.training.optim import Muon, cosine, make_optimisers, orthogonalise
+from minivlp.training.recipes import RECIPES
 
 
 def tiny(seed=0) -> CLIP:
@@ -244,3 +256,46 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(OSError):
         save_model(tiny(seed=1), path)
     assert path.read_bytes() == old and list(tmp_path.iterdir()) == [path]
+
+
+def small_xvlm(seed=0, width=16) -> XVLM:
+    torch.manual_seed(seed)
+    block = BlockConfig(width, 2, 32)
+    return XVLM(XVLMConfig(ImageConfig(16, 8, 1, block), TextConfig(20, 6, 1, block), 1, 8))
+
+
+def test_a_model_starts_from_anothers_towers_and_keeps_its_own_heads(tmp_path):
+    towers, model = small_xvlm(0), small_xvlm(1)
+    heads = {name: tensor.clone() for name, tensor in weights(model).items() if "head" in name}
+    save_model(towers, tmp_path / "towers.safetensors")
+    copied = start_from(model, tmp_path / "towers.safetensors")
+    own, theirs = weights(model), weights(towers)
+    assert {name.split(".")[0] for name in copied} == {
+        "image", "text", "fusion", "project_image", "project_text", "temperature",
+    }  # fmt: skip
+    assert all(torch.equal(own[name], theirs[name]) for name in copied)
+    assert heads and all(torch.equal(own[name], heads[name]) for name in heads)
+
+
+def test_towers_that_do_not_fit_change_nothing_and_are_named(tmp_path):
+    save_model(small_xvlm(0, width=32), tmp_path / "wide.safetensors")
+    model = small_xvlm(1)
+    before = {name: tensor.clone() for name, tensor in weights(model).items()}
+    with pytest.raises(CheckpointError, match=r"wide.safetensors do not fit XVLM: .*image"):
+        start_from(model, tmp_path / "wide.safetensors")
+    assert all(torch.equal(before[name], tensor) for name, tensor in weights(model).items())
+    checkpoint.save_tensors(tmp_path / "other.safetensors", {"something": torch.ones(1)}, {})
+    with pytest.raises(CheckpointError, match="holds no towers"):
+        start_from(model, tmp_path / "other.safetensors")
+
+
+def test_a_recipe_mixes_batches_of_regions_and_of_pairs():
+    recipe = replace(RECIPES["xvlm"]["quick"], batch_size=4, pairs_between=True, wrong_captions=True, frozen=("image",))
+    tokenizer, scenes = load_tokenizer(), Scenes(20)
+    batch_at = recipe.batches(scenes, tokenizer, seed=1)
+    assert [batch_at(step).region_boxes is None for step in range(4)] == [False, True, False, True]
+    assert torch.equal(batch_at(3).ids, recipe.batches(scenes, tokenizer, seed=1)(3).ids)
+    assert batch_at(0).wrong_ids is not None
+    model = recipe.build(XVLM, len(tokenizer))
+    still = {name.split(".")[0] for name, param in model.named_parameters() if not param.requires_grad}
+    assert still == {"image"}

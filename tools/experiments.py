@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 
-from minivlp.data.loading import Loader
 from minivlp.data.scenes import Scenes
 from minivlp.data.text import load_tokenizer
 from minivlp.evaluation.grounding import grounding, mean_box_of
@@ -39,22 +38,13 @@ class Variant:
     recipe: dict[str, Any] = field(default_factory=dict)
 
     def train(self, seed: int, tokenizer: Any) -> tuple[Any, float, Recipe]:
-        """A model trained from scratch, the seconds it took, and the recipe it followed."""
+        """A model trained by the recipe, the seconds it took, and the recipe it followed."""
         recipe = replace(RECIPES[self.model]["laptop"], **self.recipe)
         recipe = replace(recipe, config=recipe.config | self.config)
         torch.manual_seed(seed)
         model = recipe.build(MODELS[self.model], len(tokenizer))
         scenes = Scenes(recipe.scenes, "train", seed, recipe.size, recipe.objects)
-        loader = Loader(
-            scenes,
-            tokenizer,
-            recipe.batch_size,
-            recipe.size,
-            seed=seed,
-            regions_per_image=recipe.regions_per_image,
-            kinds=recipe.kinds,
-        )
-        history = fit(model, loader.batch, recipe.settings())
+        history = fit(model, recipe.batches(scenes, tokenizer, seed), recipe.settings(), bar=sys.stderr.isatty())
         if history.interrupted:  # `fit` takes the stop button quietly: half a run must not be recorded as a whole one
             sys.exit(f"stopped after {len(history.steps)} of {recipe.steps} steps: this run is not recorded")
         return model, history.seconds, recipe

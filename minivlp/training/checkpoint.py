@@ -109,6 +109,33 @@ def load_model(kind: type[Model], path: Path | str) -> Model:
     return model.eval()
 
 
+TOWERS = ("image.", "text.", "fusion.", "project_image.", "project_text.", "temperature")
+
+
+def start_from(model: nn.Module, path: Path | str, parts: tuple[str, ...] = TOWERS) -> list[str]:
+    """Give the model the towers of another one's checkpoint; what it has besides them stays fresh.
+
+    `parts` are beginnings of parameter names. Returns the names that were copied. Raises CheckpointError for a file
+    without any of them, and for a tower that fits only in part: half a tower is no start.
+    """
+    tensors, _ = load_tensors(path)
+    own = {name: tensor for name, tensor in weights(model).items() if name.startswith(parts)}
+    there = {name: tensor for name, tensor in tensors.items() if name.startswith(parts)}
+    if not there:
+        raise CheckpointError(f"{path} holds no towers ({', '.join(parts)})")
+    begun = {name.split(".")[0] for name in there}
+    faults = [name for name in sorted(own) if name.split(".")[0] in begun and name not in there]
+    faults += [name for name in sorted(there) if name not in own or own[name].shape != there[name].shape]
+    if faults:
+        raise CheckpointError(f"the towers of {path} do not fit {type(model).__name__}: {_grouped(faults)}")
+    with torch.no_grad():
+        for name, tensor in there.items():
+            own[name].copy_(tensor)
+    if hasattr(model, "teacher"):  # a momentum teacher begins as its student
+        model.teacher.copy_from(model)
+    return sorted(there)
+
+
 def build_config(kind: type, values: dict[str, Any]) -> Any:
     """A (nested) config dataclass from the dict that `dataclasses.asdict` made of it, by way of JSON.
 

@@ -6,15 +6,25 @@ card of 20 TFLOP/s in use and 10 GB.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
+from minivlp.data.batch import Batch
+from minivlp.data.loading import Loader
+from minivlp.training.checkpoint import shipped, start_from
 from minivlp.training.loop import Settings
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Scenes to learn from, the batch, and how long. `preset` names the model's size, `size` is the pictures'."""
+    """Scenes to learn from, the batch, and how long. `preset` names the model's size, `size` is the pictures'.
+
+    start: a shipped checkpoint whose towers the model begins with, as the papers begin with DeiT and BERT; None is from
+    scratch. frozen: parts of the model that stay as they are. wrong_captions, regions_per_image, kinds: see `Loader`.
+    pairs_between: every other batch is one of image-caption pairs (X-VLM mixes both kinds of batch).
+    """
 
     preset: str
     scenes: int
@@ -25,11 +35,30 @@ class Recipe:
     lr: float = 2e-3
     regions_per_image: int = 0
     kinds: tuple[str, ...] | None = None
+    wrong_captions: bool = False
+    pairs_between: bool = False
+    start: str | None = None
+    frozen: tuple[str, ...] = ()
     config: dict[str, Any] = field(default_factory=dict)  # what differs from the preset
 
     def build(self, kind: type, vocabulary: int) -> Any:
-        """A fresh model of this recipe's size."""
-        return kind(replace(getattr(kind.Config, self.preset)(vocabulary), **self.config))
+        """A model of this recipe's size, fresh but for the towers it starts from."""
+        model = kind(replace(getattr(kind.Config, self.preset)(vocabulary), **self.config))
+        if self.start:
+            start_from(model, shipped(self.start))
+        for part in self.frozen:
+            getattr(model, part).requires_grad_(False)
+        return model
+
+    def batches(self, dataset: Any, tokenizer: Any, seed: int = 0, max_tokens: int = 56) -> Callable[[int], Batch]:
+        """The batch of a training step, for `fit`; longer texts are cut to `max_tokens`."""
+        more = dict(seed=seed, max_tokens=max_tokens, wrong_captions=self.wrong_captions)
+        loader = partial(Loader, dataset, tokenizer, self.batch_size, self.size, **more)
+        regions = loader(regions_per_image=self.regions_per_image, kinds=self.kinds)
+        if not self.pairs_between:
+            return regions.batch
+        pairs = loader()
+        return lambda step: (pairs if step % 2 else regions).batch(step)
 
     def settings(self, **changes) -> Settings:
         """Settings for `fit`; the warm-up is a sixth of a short run."""
