@@ -46,13 +46,23 @@ class Attention(nn.Module):
         keys, values = self.kv(context).chunk(2, dim=-1)  # each (B, K, D)
         return self.split(keys), self.split(values)
 
-    def forward(self, x: Tensor, context: Tensor | KeysValues | None = None, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        context: Tensor | KeysValues | None = None,
+        mask: Tensor | None = None,
+        past: Past | None = None,
+    ) -> Tensor:
         """Let `x` (B, L, D) look at itself, or at `context`: tokens (B, K, D_context) or their `keys_values`.
 
-        `mask` is boolean, True where a query may look, and broadcasts to (B, H, L, K). Returns (B, L, D).
+        `mask` broadcasts to (B, H, L, K): boolean, True where a query may look, or a float bias that is added to the
+        scores (relative positions). With `past`, a self-attention also looks at what it has read before, and remembers
+        `x`. Returns (B, L, D).
         """
         if context is None:
             queries, keys, values = map(self.split, self.qkv(x).chunk(3, dim=-1))
+            if past is not None:
+                keys, values = past.add(keys, values)
         else:
             queries = self.split(self.q(x))
             keys, values = context if isinstance(context, tuple) else self.keys_values(context)
@@ -65,15 +75,39 @@ class Attention(nn.Module):
         return self.out(mixed.transpose(1, 2).flatten(2))  # (B, H, L, D/H) -> (B, L, D)
 
 
+class Past:
+    """What one self-attention has read so far, so that writing a text computes each token's keys and values once."""
+
+    def __init__(self) -> None:
+        self.keys_values: KeysValues | None = None
+
+    def __len__(self) -> int:
+        """How many tokens were read."""
+        return 0 if self.keys_values is None else self.keys_values[0].shape[2]
+
+    def add(self, keys: Tensor, values: Tensor) -> KeysValues:
+        """Remember these (B, H, L, D/H), and return them with all that came before."""
+        if self.keys_values is not None:
+            keys, values = (torch.cat(pair, dim=2) for pair in zip(self.keys_values, (keys, values), strict=True))
+        self.keys_values = keys, values
+        return keys, values
+
+    def take(self, rows: Tensor) -> None:
+        """Go on with these rows (B_new,) of the batch, which may repeat."""
+        self.keys_values = tuple(x.index_select(0, rows) for x in self.keys_values)
+
+
 def attention_weights(queries: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:
     """softmax(q k^T / sqrt(D/H)): queries (B, H, L, D/H), keys (B, H, K, D/H) -> (B, H, L, K), rows sum to one.
 
     A query that may look nowhere spreads its weight evenly instead of becoming NaN: such rows are padding, and a NaN
-    there would poison the whole gradient.
+    there would poison the whole gradient. `mask` is boolean or a float bias, see `Attention`.
     """
     scores = (queries * queries.shape[-1] ** -0.5) @ keys.transpose(-2, -1)  # (B, H, L, K)
-    if mask is not None:
+    if mask is not None and mask.dtype == torch.bool:
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    elif mask is not None:
+        scores = scores + mask
     return scores.softmax(dim=-1)
 
 
@@ -86,6 +120,8 @@ def fast_attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor |
     """
     if queries.device.type == "cpu":
         return attention_weights(queries, keys, mask) @ values
+    if mask is not None and mask.dtype != torch.bool:
+        mask = mask.to(queries.dtype)  # the kernel wants one dtype
     return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
 
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minivlp.layers.attention import Attention, KeysValues
+from minivlp.layers.attention import Attention, KeysValues, Past
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -71,14 +71,15 @@ class Block(nn.Module):
         mask: Tensor | None = None,
         context: Tensor | KeysValues | None = None,
         context_mask: Tensor | None = None,
+        past: Past | None = None,
     ) -> Tensor:
-        """x (B, L, D) -> (B, L, D); masks as in `Attention`. `context` is what the cross-attention looks at."""
+        """x (B, L, D) -> (B, L, D); masks and `past` as in `Attention`. The cross-attention looks at `context`."""
         if self.norm_first:
-            x = x + self.self_attention(self.self_norm(x), mask=mask)
+            x = x + self.self_attention(self.self_norm(x), mask=mask, past=past)
             if context is not None:
                 x = x + self.cross_attention(self.cross_norm(x), context, context_mask)
             return x + self.feed_forward(self.feed_norm(x))
-        x = self.self_norm(x + self.self_attention(x, mask=mask))
+        x = self.self_norm(x + self.self_attention(x, mask=mask, past=past))
         if context is not None:
             x = self.cross_norm(x + self.cross_attention(x, context, context_mask))
         return self.feed_norm(x + self.feed_forward(x))

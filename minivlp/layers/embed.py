@@ -66,12 +66,14 @@ def sincos_positions(rows: int, columns: int, width: int) -> Tensor:
     return torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1)  # (P, D)
 
 
-def resize_positions(positions: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
-    """A learned table of patch positions (P_old, D) on another grid, (P_new, D), by bicubic interpolation."""
+def resize_positions(
+    positions: Tensor, old: tuple[int, int], new: tuple[int, int], mode: str = "bicubic", align_corners: bool = False
+) -> Tensor:
+    """A learned table of patch positions (P_old, D) on another grid, (P_new, D); `mode` as in `F.interpolate`."""
     if old == new:
         return positions
     table = positions.unflatten(0, old).permute(2, 0, 1)[None]  # (1, D, rows, columns)
-    table = F.interpolate(table, size=new, mode="bicubic", align_corners=False)
+    table = F.interpolate(table, size=new, mode=mode, align_corners=align_corners)
     return table[0].permute(1, 2, 0).flatten(0, 1)  # (P_new, D)
 
 
@@ -91,10 +93,12 @@ class WordEmbed(nn.Module):
         self.norm = nn.Identity() if norm_eps is None else nn.LayerNorm(width, eps=norm_eps)
         nn.init.normal_(self.words.weight, std=word_std)
 
-    def forward(self, ids: Tensor) -> Tensor:
-        if ids.shape[1] > len(self.positions):
+    def forward(self, ids: Tensor, start: int = 0) -> Tensor:
+        """`start`: the place of the first of these tokens in the text."""
+        end = start + ids.shape[1]
+        if end > len(self.positions):
             raise ValueError(
-                f"texts of {ids.shape[1]} tokens, but the model has positions for {len(self.positions)}: "
+                f"texts of {end} tokens, but the model has positions for {len(self.positions)}: "
                 f"encode with max_tokens={len(self.positions)}"
             )
-        return self.norm(self.words(ids) + self.positions[: ids.shape[1]])
+        return self.norm(self.words(ids) + self.positions[start:end])

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from minivlp.layers.attention import KeysValues, causal_mask, padding_mask
+from minivlp.layers.attention import KeysValues, Past, causal_mask, padding_mask
 from minivlp.layers.block import Block, BlockConfig, initialise
 from minivlp.layers.embed import PatchEmbed, TwoStepPatchEmbed, WordEmbed, resize_positions, sincos_positions
 
@@ -108,9 +108,12 @@ class TextConfig:
 
 
 class TextEncoder(nn.Module):
-    """ids (B, L), mask (B, L) True on real tokens -> tokens (B, L, D). Outputs at padded positions mean nothing."""
+    """ids (B, L), mask (B, L) True on real tokens -> tokens (B, L, D). Outputs at padded positions mean nothing.
 
-    def __init__(self, config: TextConfig) -> None:
+    With `context_width` each block can also look at a context, such as image tokens; without one given it does not.
+    """
+
+    def __init__(self, config: TextConfig, context_width: int | None = None) -> None:
         super().__init__()
         self.config = config
         width, eps = config.block.width, config.block.norm_eps
@@ -118,17 +121,33 @@ class TextEncoder(nn.Module):
         self.embed = WordEmbed(
             config.vocabulary, config.context_length, width, config.word_std, config.position_std, norm_eps
         )
-        self.blocks = nn.ModuleList(Block(config.block) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(Block(config.block, context_width) for _ in range(config.layers))
         # in BERT's order each block already ends with a LayerNorm
         self.norm = nn.LayerNorm(width, eps=eps) if config.block.norm_first else nn.Identity()
         initialise(self.blocks)
 
-    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        # a causal text needs no padding mask: what follows the last real token cannot be seen from it
-        allowed = causal_mask(ids.shape[1], ids.device) if self.config.causal else padding_mask(mask)
-        x = self.embed(ids)
-        for block in self.blocks:
-            x = block(x, allowed)
+    def keys_values(self, context: Tensor) -> list[KeysValues]:
+        """As `FusionEncoder.keys_values`."""
+        return [block.cross_attention.keys_values(context) for block in self.blocks]
+
+    def forward(
+        self,
+        ids: Tensor,
+        mask: Tensor | None,
+        context: Tensor | list[KeysValues] | None = None,
+        past: list[Past] | None = None,
+    ) -> Tensor:
+        """`context`: tokens (B, K, D_context) to look at, or their `keys_values`.
+
+        `past`, for a causal text that is written bit by bit: one `Past` per block; `ids` are then the new tokens alone.
+        A causal text needs no `mask`: what follows the last real token cannot be seen from it.
+        """
+        read = len(past[0]) if past else 0
+        x = self.embed(ids, read)
+        allowed = causal_mask(read + ids.shape[1], ids.device)[read:] if self.config.causal else padding_mask(mask)
+        for index, block in enumerate(self.blocks):
+            look_at = context[index] if isinstance(context, list) else context
+            x = block(x, allowed, look_at, past=past[index] if past else None)
         return self.norm(x)
 
 

@@ -1,4 +1,4 @@
-"""What ALBEF and X-VLM share: two towers, a space in which they meet, and layers in which words look at patches.
+"""What ALBEF, BLIP and X-VLM share: two towers, a space in which they meet, layers in which words look at patches.
 
     image ──► image tower ──► tokens ──┬─► project ──► unit vector ─┐
                                        │                            ├─► cosine / temperature
@@ -26,26 +26,24 @@ from minivlp.objectives.masking import IGNORE, Masked
 from minivlp.objectives.matching import Negatives, matching_loss
 
 
-class FusedTowers(nn.Module):
-    """Two towers with fusion layers on top. Subclasses add `losses`.
+class AlignedTowers(nn.Module):
+    """Two towers, the space in which they meet, and a head that says whether image and text belong together.
 
-    `config` needs `image`, `text`, `fusion_layers`, `embed_width`, `temperature` and `tie_words`; `image` is the image
-    tower itself, `match_head` maps (…, D) to two logits.
+    Subclasses add `losses`, and with `fuse` and `look` the way in which words look at patches. `config` needs `image`,
+    `text`, `embed_width` and `temperature`; `match_head` maps (…, D) to two logits, `more` are further layers by name.
     """
 
-    def __init__(self, config: Any, image: nn.Module, match_head: nn.Module) -> None:
+    def __init__(
+        self, config: Any, image: nn.Module, text: nn.Module, match_head: nn.Module, **more: nn.Module
+    ) -> None:
         super().__init__()
         self.config = config
-        width, image_width = config.text.block.width, config.image.block.width
-        self.image = image
-        self.text = TextEncoder(config.text)
-        self.fusion = FusionEncoder(config.fusion_layers, config.text.block, context_width=image_width)
-        self.project_image = nn.Linear(image_width, config.embed_width)
-        self.project_text = nn.Linear(width, config.embed_width)
+        for name, part in {"image": image, "text": text, **more}.items():
+            self.add_module(name, part)
+        self.project_image = nn.Linear(config.image.block.width, config.embed_width)
+        self.project_text = nn.Linear(config.text.block.width, config.embed_width)
         self.temperature = nn.Parameter(torch.tensor(config.temperature))
         self.match_head = match_head
-        tied = self.text.embed.words if config.tie_words else None
-        self.word_head = WordHead(width, config.text.vocabulary, config.text.block.norm_eps, tied)
 
     def encode_image(self, images: Tensor) -> Tensor:
         """images (B, 3, H, W) -> tokens (B, 1+P, D); the first sums up the image."""
@@ -54,12 +52,6 @@ class FusedTowers(nn.Module):
     def encode_text(self, ids: Tensor, mask: Tensor) -> Tensor:
         """ids, mask (B, L) -> tokens (B, L, D)."""
         return self.text(ids, mask)
-
-    def fuse(
-        self, words: Tensor, mask: Tensor, visual: Tensor | list[KeysValues], seen: Tensor | None = None
-    ) -> Tensor:
-        """Let text tokens (B, L, D) look at image tokens (B, 1+P, D), of those only at `seen` (B, 1+P)."""
-        return self.fusion(words, mask, visual, seen)
 
     def embed_images(self, images: Tensor) -> Tensor:
         """images (B, 3, H, W) -> unit vectors (B, E)."""
@@ -85,13 +77,14 @@ class FusedTowers(nn.Module):
         """(B,) probability that image and text of equal rows belong together."""
         return self.match_logits(self.look(images, ids, mask)).softmax(dim=-1)[:, 1]
 
-    def fill(self, images: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-        """(B, L, V) logits of the word at every position; hide those that you ask for behind [MASK]."""
-        return self.word_head(self.look(images, ids, mask))
+    def match_many(self, images: Tensor, rows: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        """(R,) `match` of text r (ids, mask (R, L)) and image rows[r]; many texts of one image encode it once."""
+        return self.match_logits(self.look_many(images, rows, ids, mask)).softmax(dim=-1)[:, 1]
 
-    def look(self, images: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-        """Text tokens (B, L, D) that have looked at the image of their row."""
-        return self.fuse(self.encode_text(ids, mask), mask, self.encode_image(images))
+    def look_many(self, images: Tensor, rows: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        """Text tokens (R, L, D) that have looked at image rows[r]; each of the images (B, 3, H, W) is encoded once."""
+        visual = take(self.fusion.keys_values(self.encode_image(images)), rows)
+        return self.fuse(self.encode_text(ids, mask), mask, visual)
 
     def match_logits(self, fused: Tensor) -> Tensor:
         """Fused tokens (B, L, D) -> logits (B, 2), column 1 = they belong together."""
@@ -115,17 +108,46 @@ class FusedTowers(nn.Module):
         logits = self.match_logits(fused)
         return matching_loss(logits[: len(right)], logits[len(right) :])
 
+    def after_step(self) -> None:
+        """Keep the temperature in the range of the released code."""
+        with torch.no_grad():
+            self.temperature.clamp_(0.001, 0.5)
+
+
+class FusedTowers(AlignedTowers):
+    """Two towers with fusion layers on top, which also fill in hidden words.
+
+    `config` also needs `fusion_layers` and `tie_words`.
+    """
+
+    def __init__(self, config: Any, image: nn.Module, match_head: nn.Module) -> None:
+        width, image_width = config.text.block.width, config.image.block.width
+        text = TextEncoder(config.text)
+        fusion = FusionEncoder(config.fusion_layers, config.text.block, context_width=image_width)
+        super().__init__(config, image, text, match_head, fusion=fusion)
+        tied = self.text.embed.words if config.tie_words else None
+        self.word_head = WordHead(width, config.text.vocabulary, config.text.block.norm_eps, tied)
+
+    def fuse(
+        self, words: Tensor, mask: Tensor, visual: Tensor | list[KeysValues], seen: Tensor | None = None
+    ) -> Tensor:
+        """Let text tokens (B, L, D) look at image tokens (B, 1+P, D), of those only at `seen` (B, 1+P)."""
+        return self.fusion(words, mask, visual, seen)
+
+    def look(self, images: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        """Text tokens (B, L, D) that have looked at the image of their row."""
+        return self.fuse(self.encode_text(ids, mask), mask, self.encode_image(images))
+
+    def fill(self, images: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        """(B, L, V) logits of the word at every position; hide those that you ask for behind [MASK]."""
+        return self.word_head(self.look(images, ids, mask))
+
     def guess(
         self, masked: Masked, mask: Tensor, visual: Tensor | list[KeysValues], seen: Tensor | None = None
     ) -> Tensor:
         """Logits (M, V) of the words that `masked` hides, in the order of their labels: the head runs on no others."""
         fused = self.fuse(self.encode_text(masked.ids, mask), mask, visual, seen)
         return precise(self.word_head(fused[masked.labels != IGNORE]))
-
-    def after_step(self) -> None:
-        """Keep the temperature in the range of the released code."""
-        with torch.no_grad():
-            self.temperature.clamp_(0.001, 0.5)
 
 
 def with_wrong(batch: Batch) -> tuple[Tensor, Tensor]:
