@@ -12,14 +12,22 @@ from torch import nn
 
 from minivlp.data.batch import Region, Sample
 from minivlp.data.text import load_tokenizer
-from minivlp.evaluation.grounding import attention_in_box, grounding, iou, mean_box_of, pointing_game
+from minivlp.evaluation.cost import Cost, cost
+from minivlp.evaluation.grounding import (
+    attention_in_box,
+    grounding,
+    iou,
+    mean_box_of,
+    pointing_game,
+    predict,
+    region_retrieval,
+)
 from minivlp.evaluation.matching import counterfactual, masked_words
 from minivlp.evaluation.retrieval import (
-    Cost,
     chance_of_reaching,
-    cost,
     fill_prompt,
     rank,
+    reranked,
     retrieval,
     similarities,
     zero_shot,
@@ -108,6 +116,14 @@ class KnowsPairs(Model):
         self.pairs_seen += len(images)
         pairs = zip(self.rows(images), self.read(ids, mask), strict=True)
         return torch.tensor([float(text in self.texts[row]) for row, text in pairs])
+
+
+class Shares(KnowsPairs):
+    """The same, and an image is looked at once for all of its texts."""
+
+    def match_many(self, images, rows, ids, mask):
+        self.images_seen += len(images)
+        return self.match(images[rows], ids, mask)
 
 
 # ------------------------------------------------------------------------------------------------------------ the score
@@ -253,20 +269,82 @@ def test_a_model_that_only_matches_scores_the_same_at_the_price_of_all_pairs(tok
     assert dual.images_seen + dual.texts_seen == 16 and pairs.pairs_seen == 64
 
 
-def test_cost_counts_both_ways(tokenizer):
+class Blurred(Shares):
+    """Towers that see no more than a coin does, under a `match` that knows."""
+
+    def embed_images(self, images):
+        return self.vectors(self.rows(images))
+
+    def embed_texts(self, ids, mask):
+        return self.vectors([1000 + sum(map(ord, text)) for text in self.read(ids, mask)])
+
+    def vectors(self, seeds):
+        made = [torch.randn(16, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        return nn.functional.normalize(torch.stack(made), dim=-1)
+
+
+def forty_pairs(tokenizer):
+    data = Toy([[f"a {a} left of a {b}"] for a in NOUNS for b in NOUNS if a != b][:40])
+    return data, Blurred(tokenizer, data.texts)
+
+
+def test_reranking_everything_is_as_good_as_match_and_nothing_as_good_as_the_towers(tokenizer):
+    data, model = forty_pairs(tokenizer)
+    towers = retrieval(model, data, tokenizer)
+    assert towers["image to text R@1"].value < 0.2
+    assert reranked(model, data, tokenizer, k=0) == towers and model.pairs_seen == 0
+    everything = reranked(model, data, tokenizer, k=40)
+    assert everything["image to text R@1"].value == everything["text to image R@1"].value == 1
+    assert everything["text to image R@1"].chance == towers["text to image R@1"].chance
+    assert reranked(model, data, tokenizer, k=99) == everything
+
+
+def test_reranking_reorders_the_k_nearest_alone(tokenizer):
+    data, model = forty_pairs(tokenizer)
+    towers, found = retrieval(model, data, tokenizer), reranked(model, data, tokenizer, k=5, batch_size=400)
+    for way in ("image to text", "text to image"):
+        assert found[f"{way} R@5"] == towers[f"{way} R@5"] and found[f"{way} R@10"] == towers[f"{way} R@10"]
+        assert found[f"{way} R@1"].value == towers[f"{way} R@5"].value  # `match` puts what is among the five first
+    assert 40 * 5 < model.pairs_seen <= 2 * 40 * 5  # pairs that both ways ask for are looked at once
+    assert model.images_seen == 40  # once each, not once per pair
+    assert reranked(model, data, tokenizer, k=5, batch_size=7) == found
+
+
+def test_reranking_needs_towers_and_match(tokenizer):
+    data = Toy([["a dog"], ["a cat"]])
+    for model, verb in ((Knows(tokenizer, data.texts), "match"), (KnowsPairs(tokenizer, data.texts), "embed_images")):
+        with pytest.raises(TypeError, match=f"no {verb}"):
+            reranked(model, data, tokenizer)
+
+
+def test_cost_counts_all_ways(tokenizer):
     data = Toy([[f"a {noun}"] for noun in NOUNS])
     dual = Knows(tokenizer, data.texts)
     found = cost(dual, data, tokenizer, images=4, texts=5)
-    assert (found.encodings, found.pairs) == (9, 20)
+    assert (found.encodings, found.pairs) == (9, 20) and found.seconds_shared is None
     assert dual.images_seen == 4 + 20 and dual.texts_seen == 5 + 20
-    assert cost(KnowsPairs(tokenizer, data.texts), data, tokenizer, images=4, texts=5).seconds_once is None
-    large = Cost(2, 2, 1.0, 1.0).scaled(200, 200)
-    assert (large.seconds_once, large.seconds_pairs) == (100, 10_000)
+    pairs = cost(KnowsPairs(tokenizer, data.texts), data, tokenizer, images=4, texts=5)
+    assert pairs.seconds_once is None and pairs.seconds_best(3) is None
+    both = Blurred(tokenizer, data.texts)
+    assert cost(both, data, tokenizer, images=4, texts=5).seconds_shared > 0
+    assert both.images_seen == 4 and both.pairs_seen == 2 * 20  # alone and shared
+
+
+def test_cost_of_more_is_extrapolated_and_says_so():
+    small = Cost(10, 10, seconds_once=1.0, seconds_pairs=2.0, seconds_shared=1.0)
+    large = small.scaled(1000, 1000)
+    assert (large.seconds_once, large.seconds_pairs, large.seconds_shared) == (100, 20_000, 10_000)
+    assert large.pairs_of_best(16) == 32_000 and large.seconds_best(16) == 100 + 32_000 * 0.01
+    assert "extrapolated" not in str(small) and "1,000 images x 1,000 texts (extrapolated from 10 x 10)" in str(large)
+    for row in ("2,000 encodings", "1,000,000 passes", "1,000,000 fusions", "32,000 fusions"):
+        assert row in str(large) and row in large._repr_markdown_()
+    assert large.scaled(10, 10).measured == (10, 10)
+    assert "not possible" in str(Cost(2, 2, None, 1.0))
 
 
 def test_a_model_without_the_verb_is_named(tokenizer):
     data = Toy([["a dog"], ["a cat"]])
-    for measure in (counterfactual, masked_words, grounding, retrieval):
+    for measure in (counterfactual, masked_words, grounding, region_retrieval, retrieval, reranked):
         with pytest.raises(TypeError, match="Model has no"):
             measure(Model(tokenizer), data, tokenizer)
     with pytest.raises(ValueError, match="empty"):
@@ -425,6 +503,129 @@ def test_a_model_that_ignores_the_words_is_found_out(tokenizer):
     assert scores["baseline: another object's phrase"].value == 0.5  # as good with the wrong phrase
     whole = grounding(Points(tokenizer, data, always=(0.5, 0.5, 1.0, 1.0)), data, tokenizer)
     assert whole["mean IoU"].value == pytest.approx(whole["mean IoU"].chance)  # looking at nothing is chance
+
+
+class PointsOnce(Points):
+    """The same, and an image is looked at once for all of its phrases."""
+
+    def ground_many(self, images, rows, ids, mask):
+        self.images_seen += len(images)
+        return self.ground(images[rows], ids, mask)
+
+
+def test_phrases_of_one_image_are_grounded_together(tokenizer):
+    data = boxes_toy()
+    once = PointsOnce(tokenizer, data)
+    rows, phrases = [0, 0, 1, 4, 4], ["a dog", "a cat", "a red dog", "a cat", "a dog"]
+    once.eval()
+    with torch.no_grad():
+        found = predict(once, data, tokenizer, rows, phrases)
+    assert torch.equal(found, torch.tensor([once.book[phrase] for phrase in phrases])) and once.images_seen == 3
+    once.images_seen = 0
+    assert grounding(once, data, tokenizer) == grounding(Points(tokenizer, data), data, tokenizer)
+    assert once.images_seen == 2 * 6  # the right phrases, then another object's
+
+
+class Places(Model):
+    """Vectors of places and of texts as they are given: {(row, box): vector}, {text: vector}."""
+
+    def __init__(self, tokenizer, places, texts):
+        super().__init__(tokenizer)
+        self.places, self.vectors = places, texts
+
+    def embed_regions(self, images, boxes, rows):
+        self.images_seen += len(images)
+        keys = [
+            (self.rows(images)[row], tuple(round(x, 4) for x in box))
+            for row, box in zip(rows, boxes.tolist(), strict=True)
+        ]
+        return torch.stack([self.places[key] for key in keys])
+
+    def embed_texts(self, ids, mask):
+        return torch.stack([self.vectors[text] for text in self.read(ids, mask)])
+
+
+LEFT, RIGHT, WHOLE = (0.2, 0.5, 0.2, 0.2), (0.7, 0.5, 0.2, 0.2), (0.5, 0.5, 1.0, 1.0)
+
+
+def grains_toy():
+    """Four pictures of two things each; the first thing has a relation too, and "a dog" is in all of them."""
+    regions = [
+        [
+            Region(LEFT, f"a red {noun}", "phrase"),
+            Region(LEFT, f"a red {noun} left of a dog", "relation"),
+            Region(RIGHT, "a dog", "object"),
+            Region(WHOLE, f"a red {noun} and a dog", "image"),
+        ]
+        for noun in NOUNS[1:5]
+    ]
+    return Toy([["x"]] * 4, regions)
+
+
+def known_places(data, texts_of_place):
+    """One-hot places, and each text the sum of the places that it is true of, or what `texts_of_place` makes of it."""
+    places = list(dict.fromkeys((row, r.box) for row in range(len(data)) for r in data.regions(row)))
+    vectors = dict(zip(places, torch.eye(len(places)), strict=True))
+    texts = {}
+    for row in range(len(data)):
+        for region in data.regions(row):
+            texts[region.phrase] = texts.get(region.phrase, 0) + texts_of_place(region) * vectors[row, region.box]
+    return vectors, texts
+
+
+def test_every_phrase_finds_its_region_and_every_region_its_phrase(tokenizer):
+    data = grains_toy()
+    model = Places(tokenizer, *known_places(data, lambda region: 1.0)).train()
+    scores = region_retrieval(model, data, tokenizer, batch_size=3)
+    assert all(score.value == 1 for score in scores.values()) and model.images_seen == 4 and model.training
+    assert len(scores) == 2 * 2 * 5  # two ways, R@1 and R@5, all grains and each of four
+    one = scores["text to region R@1 phrase"]
+    assert one.n == 4 and one.chance == pytest.approx(1 / 12)  # 4 pictures of 3 places, one of them is right
+    dog = scores["text to region R@1 object"]
+    assert dog.n == 4 and dog.chance == pytest.approx(4 / 12)  # "a dog" is right for the dogs of all pictures
+    assert scores["text to region R@5 phrase"].chance == pytest.approx(5 / 12)
+    assert scores["region to text R@1 relation"].chance == pytest.approx(1 / 12)  # of 13 texts one is true otherwise
+    assert scores["text to region R@1"].n == 16
+
+
+def test_a_text_of_another_grain_is_no_wrong_answer(tokenizer):
+    data = grains_toy()
+    louder = {"relation": 3.0}  # a place is nearer to its relation than to its phrase
+    model = Places(tokenizer, *known_places(data, lambda region: louder.get(region.kind, 1.0)))
+    scores = region_retrieval(model, data, tokenizer)
+    assert scores["region to text R@1 phrase"].value == scores["region to text R@1 relation"].value == 1
+
+
+def test_region_retrieval_by_grain_equals_the_naive_walk(tokenizer):
+    data = grains_toy()
+    places, texts = known_places(data, lambda region: 1.0)
+    draw = torch.Generator().manual_seed(0)
+    places = {key: torch.randn(6, generator=draw) for key in places}
+    texts = {key: torch.randn(6, generator=draw) for key in texts}
+    scores = region_retrieval(Places(tokenizer, places, texts), data, tokenizer)
+    every = [(row, region) for row in range(4) for region in data.regions(row)]
+    for kind in ("object", "phrase", "relation", "image"):
+        hits = {"text to region": [], "region to text": []}
+        for row, region in (pair for pair in every if pair[1].kind == kind):
+            order = sorted(places, key=lambda key: -float(places[key] @ texts[region.phrase]))
+            right = {(r, other.box) for r, other in every if other.phrase == region.phrase}
+            hits["text to region"].append(min(order.index(key) for key in right))
+            mine, here = region.phrase, (row, region.box)
+            otherwise = {o.phrase for r, o in every if (r, o.box) == here and o.kind != kind}
+            order = sorted(set(texts) - otherwise, key=lambda text: -float(places[here] @ texts[text]))
+            hits["region to text"].append(order.index(mine))
+        for way, places_behind in hits.items():
+            for k in (1, 5):
+                assert scores[f"{way} R@{k} {kind}"].value == np.mean([place < k for place in places_behind])
+
+
+def test_region_retrieval_says_what_is_wrong(tokenizer):
+    with pytest.raises(ValueError, match="no regions"):
+        region_retrieval(Places(tokenizer, {}, {}), Toy([["x"]]), tokenizer)
+    data = grains_toy()
+    places, texts = known_places(data, lambda region: float("nan"))
+    with pytest.raises(ValueError, match="NaN"):
+        region_retrieval(Places(tokenizer, places, texts), data, tokenizer)
 
 
 def test_iou_by_hand():

@@ -377,6 +377,19 @@ def test_each_image_is_embedded_once_whatever_its_phrases(rerun):
     assert sizes == [2]
 
 
+@pytest.mark.parametrize("rerun", [0, 2])
+def test_many_texts_of_one_image_get_what_each_gets_alone_and_encode_it_once(rerun):
+    model, images, rows = tiny(rerun_blocks=rerun), torch.randn(2, 3, 32, 32), torch.tensor([1, 0, 1, 1, 0])
+    ids, mask = some_texts(5)
+    alone = model.match(images[rows], ids, mask), model.ground(images[rows], ids, mask)
+    sizes = []
+    model.image.patches.register_forward_hook(lambda _, inputs, __: sizes.append(len(inputs[0])))
+    together = model.match_many(images, rows, ids, mask), model.ground_many(images, rows, ids, mask)
+    assert sizes == [2, 2]
+    for one, other in zip(alone, together, strict=True):
+        assert torch.allclose(one, other, atol=1e-10)
+
+
 def test_losses_are_those_of_the_config_and_boxes_need_regions():
     batch = some_batch()
     pairs = Batch(batch.images, batch.ids, batch.mask, batch.image_ids)

@@ -81,11 +81,27 @@ def pair_scores(
         distinct, where = np.unique(np.asarray(rows), return_inverse=True)
         image = embed_images(model, dataset, distinct.tolist(), batch_size)[torch.from_numpy(where.reshape(-1))]
         return (image * embed_texts(model, tokenizer, texts, batch_size)).sum(-1)
-    parts = []
-    for some in chunks(range(len(rows)), batch_size):
-        images = images_of(model, dataset, [rows[i] for i in some])
-        parts.append(model.match(images, *texts_of(model, tokenizer, [texts[i] for i in some])))
+    parts = [
+        each_text(model, "match", dataset, tokenizer, [rows[i] for i in some], [texts[i] for i in some])
+        for some in chunks(range(len(rows)), batch_size)
+    ]
     return torch.cat(parts).float()
+
+
+def each_text(model: Any, verb: str, dataset: Any, tokenizer: Any, rows: Sequence[int], texts: Sequence[str]) -> Tensor:
+    """What `verb` (match, ground) says of text i and the image of row i: (B, ...), in one pass.
+
+    Texts of one image should stand together: with the verb's `_many` form the model encodes their image once.
+    """
+    distinct, where = np.unique(np.asarray(rows), return_inverse=True)
+    images, which = images_of(model, dataset, distinct.tolist()), torch.from_numpy(where.reshape(-1))
+    return once_each(model, verb, images, which.to(images.device), *texts_of(model, tokenizer, texts))
+
+
+def once_each(model: Any, verb: str, images: Tensor, which: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+    """`verb` of text i and image `which[i]`; `verb_many`, where the model has it, encodes each image once."""
+    many = getattr(model, f"{verb}_many", None)
+    return many(images, which, ids, mask) if many else getattr(model, verb)(images[which], ids, mask)
 
 
 def chunks(items: Sequence, size: int) -> Iterator[Sequence]:

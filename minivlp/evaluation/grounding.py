@@ -5,7 +5,7 @@ Axes: B batch, R regions; a grid has rows x columns patches.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,8 @@ from torch import Tensor
 from torchvision.ops import box_convert, box_iou
 
 from minivlp.data.batch import Box, Region
-from minivlp.evaluation.forward import chunks, evaluating, first_rows, images_of, need, texts_of
+from minivlp.evaluation.forward import chunks, each_text, embed_texts, evaluating, first_rows, images_of, need
+from minivlp.evaluation.retrieval import rank_rows
 from minivlp.evaluation.score import Score, Scores, bootstrap
 
 WHOLE_IMAGE: Box = (0.5, 0.5, 1.0, 1.0)
@@ -79,16 +80,97 @@ def grounding(
 def predict(
     model: Any, dataset: Any, tokenizer: Any, rows: Sequence[int], phrases: Sequence[str], batch_size: int = 250
 ) -> Tensor:
-    """The model's box (R, 4) for phrase i in the image of row i, on the CPU."""
+    """The model's box (R, 4) for phrase i in the image of row i, on the CPU. Phrases of one image encode it once, where
+    the model can (`ground_many`) and they stand together."""
     boxes = []
     for part in chunks(range(len(rows)), batch_size):
-        images = images_of(model, dataset, [int(rows[i]) for i in part])
-        boxes.append(model.ground(images, *texts_of(model, tokenizer, [phrases[i] for i in part])).float().cpu())
+        asked = [int(rows[i]) for i in part], [phrases[i] for i in part]
+        boxes.append(each_text(model, "ground", dataset, tokenizer, *asked).float().cpu())
     found = torch.cat(boxes)
     if not found.isfinite().all():
         bad = int((~found.isfinite()).any(1).nonzero()[0])
         raise ValueError(f"The box for {phrases[bad]!r} is {found[bad].tolist()}: the model's output is not finite.")
     return found
+
+
+def region_retrieval(
+    model: Any, dataset: Any, tokenizer: Any, *, limit: int | None = 100, batch_size: int = 50
+) -> Scores:
+    """R@1 and R@5 among all regions of the first `limit` images: each phrase finds its region, each region its phrase.
+
+    A distinct place (image and box; the whole image is one like any other) is embedded once by `embed_regions`, a
+    distinct text once by `embed_texts`. By grain (`object`, `phrase`, `relation`, `image`): the texts that are asked
+    for, or that ask; a place's texts of other grains are no wrong answers. Equal texts are right for each other's
+    places. What else may be true is not known and counts as wrong ("a heart" that finds what is called "a red heart"),
+    so where names repeat the best value is below 1. Chance is a random order's; `n` counts regions.
+    """
+    need(model, "embed_regions")
+    rows = first_rows(dataset, limit)
+    asked = [(row, region) for row in rows for region in dataset.regions(row)]
+    if not asked:
+        raise ValueError("The dataset has no regions: this measure needs phrases with boxes.")
+    places, place = _distinct([(row, region.box) for row, region in asked])
+    texts, text = _distinct([region.phrase for _, region in asked])
+    with evaluating(model):
+        regions = torch.cat([_embed_places(model, dataset, part) for part in _by_image(places, batch_size)])
+        table = (regions @ embed_texts(model, tokenizer, texts).T).cpu().numpy()  # (places, texts)
+    if not np.isfinite(table).all():
+        raise ValueError("The model's vectors hold NaN or infinity: nothing can be compared.")
+    images, kinds = np.array([row for row, _ in asked]), np.array([region.kind for _, region in asked])
+    scores = {}
+    for way, near, asks, answers in (("text to region", table.T, text, place), ("region to text", table, place, text)):
+        ranks, right, among = _ranks_by_kind(near, asks, answers, kinds)
+        for kind in ("", *dict.fromkeys(kinds)):
+            of = kinds == kind if kind else slice(None)
+            for k in (1, 5):
+                chance = _blind(right[of], among[of], k)
+                name = f"{way} R@{k} {kind}".strip()
+                scores[name] = bootstrap(ranks[of] <= k, chance, images=images[of])
+    return Scores(scores)
+
+
+def _distinct(items: list) -> tuple[list, np.ndarray]:
+    """The distinct items in order of appearance, and for each item the number of its like among them."""
+    number = {item: i for i, item in enumerate(dict.fromkeys(items))}
+    return list(number), np.array([number[item] for item in items])
+
+
+def _by_image(places: list[tuple[int, Box]], many: int) -> Iterator[list[tuple[int, Box]]]:
+    """The places of `many` images at a time."""
+    for part in chunks(list(dict.fromkeys(row for row, _ in places)), many):
+        yield [place for place in places if part[0] <= place[0] <= part[-1]]  # rows go up
+
+
+def _embed_places(model: Any, dataset: Any, places: list[tuple[int, Box]]) -> Tensor:
+    """Unit vectors (n, E) of boxes in the images of these rows, each image encoded once."""
+    rows, which = np.unique([row for row, _ in places], return_inverse=True)
+    images = images_of(model, dataset, rows.tolist())
+    boxes = torch.tensor([box for _, box in places], dtype=torch.float32)
+    return model.embed_regions(images, boxes.to(images.device), torch.from_numpy(which).to(images.device)).float()
+
+
+def _ranks_by_kind(
+    near: np.ndarray, asks: np.ndarray, answers: np.ndarray, kinds: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For each of n pairs (asks[i] a row of `near`, answers[i] a column, both true of each other): the rank of the
+    row's best answer of the pair's kind, how many such there are, and among how many they stand."""
+    ranks, right, among = np.zeros(len(asks)), np.zeros(len(asks), int), np.zeros(len(asks), int)
+    true = np.zeros(near.shape, dtype=bool)
+    true[asks, answers] = True
+    for kind in dict.fromkeys(kinds):
+        of = kinds == kind
+        mine = np.zeros_like(true)
+        mine[asks[of], answers[of]] = True
+        there = mine | ~true  # what is true in another way is not asked for, but no wrong answer either
+        ranks[of] = rank_rows(np.where(there, near, -np.inf), mine)[asks[of]]
+        right[of], among[of] = mine.sum(1)[asks[of]], there.sum(1)[asks[of]]
+    return ranks, right, among
+
+
+def _blind(right: np.ndarray, among: np.ndarray, k: int) -> float:
+    """How often a random order of `among` (n,) answers has one of the `right` (n,) ones in its first k places."""
+    left = among[:, None] - np.arange(k)  # (n, k) answers not yet drawn
+    return 1 - float(np.prod(np.clip(left - right[:, None], 0, None) / np.maximum(left, 1), axis=1).mean())
 
 
 def iou(first: Tensor, second: Tensor) -> Tensor:

@@ -224,6 +224,10 @@ class XVLM(FusedTowers):
         """Boxes (B, 4) of what the texts speak of."""
         return self.boxes_from(self.look(images, ids, mask))
 
+    def ground_many(self, images: Tensor, rows: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        """Boxes (R, 4) of what text r (ids, mask (R, L)) speaks of in image rows[r]; each image is encoded once."""
+        return self.boxes_from(self.look_many(images, rows, ids, mask))
+
     def boxes_from(self, fused: Tensor) -> Tensor:
         """Fused tokens (B, L, D), looking at the FULL image, -> boxes (B, 4)."""
         return precise(self.box_head(fused[:, 0])).sigmoid()
