@@ -37,10 +37,14 @@ class Variant:
     config: dict[str, Any] = field(default_factory=dict)
     recipe: dict[str, Any] = field(default_factory=dict)
 
+    def sized(self) -> Recipe:
+        """The recipe with what differs."""
+        recipe = replace(RECIPES[self.model]["laptop"], **self.recipe)
+        return replace(recipe, config=recipe.config | self.config)
+
     def train(self, seed: int, tokenizer: Any) -> tuple[Any, float, Recipe]:
         """A model trained by the recipe, the seconds it took, and the recipe it followed."""
-        recipe = replace(RECIPES[self.model]["laptop"], **self.recipe)
-        recipe = replace(recipe, config=recipe.config | self.config)
+        recipe = self.sized()
         torch.manual_seed(seed)
         model = recipe.build(MODELS[self.model], len(tokenizer))
         scenes = Scenes(recipe.scenes, "train", seed, recipe.size, recipe.objects)

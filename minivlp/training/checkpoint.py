@@ -131,7 +131,7 @@ def start_from(model: nn.Module, path: Path | str, parts: tuple[str, ...] = TOWE
     with torch.no_grad():
         for name, tensor in there.items():
             own[name].copy_(tensor)
-    if hasattr(model, "teacher"):  # a momentum teacher begins as its student
+    if getattr(model, "teacher", None) is not None:  # a momentum teacher begins as its student
         model.teacher.copy_from(model)
     return sorted(there)
 
