@@ -135,9 +135,10 @@ class TextEncoder(nn.Module):
         ids: Tensor,
         mask: Tensor | None,
         context: Tensor | list[KeysValues] | None = None,
+        context_mask: Tensor | None = None,
         past: list[Past] | None = None,
     ) -> Tensor:
-        """`context`: tokens (B, K, D_context) to look at, or their `keys_values`.
+        """`context`: tokens (B, K, D_context) to look at, or their `keys_values`; of those only at `context_mask`.
 
         `past`, for a causal text that is written bit by bit: one `Past` per block; `ids` are then the new tokens alone.
         A causal text needs no `mask`: what follows the last real token cannot be seen from it.
@@ -145,9 +146,10 @@ class TextEncoder(nn.Module):
         read = len(past[0]) if past else 0
         x = self.embed(ids, read)
         allowed = causal_mask(read + ids.shape[1], ids.device)[read:] if self.config.causal else padding_mask(mask)
+        seen = None if context_mask is None else padding_mask(context_mask)
         for index, block in enumerate(self.blocks):
             look_at = context[index] if isinstance(context, list) else context
-            x = block(x, allowed, look_at, past=past[index] if past else None)
+            x = block(x, allowed, look_at, seen, past[index] if past else None)
         return self.norm(x)
 
 

@@ -34,10 +34,10 @@ from minivlp.data.batch import Batch
 from minivlp.layers.block import BlockConfig
 from minivlp.layers.encoders import ImageConfig, ImageEncoder, TextConfig
 from minivlp.models.fused import FusedTowers, with_wrong
+from minivlp.models.taught import TaughtTowers
 from minivlp.objectives.contrastive import same_group
 from minivlp.objectives.masking import IGNORE, Masked, choose_tokens, hide, maskable, masked_loss
 from minivlp.objectives.matching import Negatives, hard_negatives, random_negatives
-from minivlp.objectives.momentum import Queue, Teacher, pair_ids, queued_contrastive_loss, ramp
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class ALBEFConfig:
         )
 
 
-class ALBEF(FusedTowers):
+class ALBEF(TaughtTowers, FusedTowers):
     """Aligns image and text, then lets the words look, and learns with the help of its own past."""
 
     Config = ALBEFConfig
@@ -127,10 +127,7 @@ class ALBEF(FusedTowers):
 
     def __init__(self, config: ALBEFConfig) -> None:
         super().__init__(config, ImageEncoder(config.image), nn.Linear(config.text.block.width, 2))
-        self.teacher = self.queue = None
-        if config.momentum is not None:
-            self.teacher = Teacher(self, config.momentum, without=("temperature", "match_head"))
-            self.queue = Queue(config.queue_size, config.embed_width)
+        self.find_teacher(without=("temperature", "match_head"))
 
     def losses(
         self, batch: Batch, negatives: Negatives | None = None, masked: Masked | None = None
@@ -149,7 +146,8 @@ class ALBEF(FusedTowers):
             ids, mask = with_wrong(batch) if "itm" in on else (batch.ids, batch.mask)
             words = self.encode_text(ids, mask)
         if "itc" in on:
-            out["itc"], likeness = self.contrast(batch, visual, words[: len(batch)], taught, alpha)
+            share = alpha if "itc" in self.config.distil else 0.0
+            out["itc"], likeness = self.contrast(batch, visual, words[: len(batch)], taught, share)
         if on & {"itm", "mlm"}:
             keys_values = self.fusion.keys_values(visual)  # once for all the texts that will look at it
         if "itm" in on:
@@ -165,43 +163,6 @@ class ALBEF(FusedTowers):
             asked = masked.labels[masked.labels != IGNORE]
             out["mlm"] = masked_loss(self.guess(masked, batch.mask, keys_values), asked, believed, alpha)
         return out
-
-    @torch.no_grad()
-    def ask_teacher(self, images: Tensor, visual: Tensor) -> tuple[Tensor | None, float]:
-        """The teacher's image tokens (B, 1+P, D) and its present share of the targets; None and 0 without a teacher.
-
-        In training it first takes its step towards the student. A tower that is frozen is the same in both, so that its
-        tokens `visual` serve twice.
-        """
-        if self.teacher is None:
-            return None, 0.0
-        alpha = ramp(self.teacher.updates, self.config.alpha_steps, self.config.alpha)
-        if self.training:
-            self.teacher.update(self)
-        frozen = not any(parameter.requires_grad for parameter in self.image.parameters())
-        return (visual if frozen else self.teacher.model.encode_image(images)), alpha
-
-    def contrast(
-        self, batch: Batch, visual: Tensor, words: Tensor, taught: Tensor | None, alpha: float
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """The contrastive loss, and the likeness of all in-batch pairs, images by texts and texts by images (B, B).
-
-        With a teacher, its vectors are what the student's are compared with; without, both are the student's own.
-        """
-        scale, distilled = 1 / self.temperature, "itc" in self.config.distil
-        own = self.embed_visual(visual), self.embed_words(words)
-        if taught is None:
-            theirs, past = own, (own[0][:0], own[1][:0])
-            positive = same_group(batch.image_ids, batch.ids, batch.mask)
-        else:
-            teacher, pairs = self.teacher.model, pair_ids(batch.image_ids, batch.ids, batch.mask)
-            with torch.no_grad():
-                theirs = teacher.embed_visual(taught), teacher.embed_texts(batch.ids, batch.mask)
-            past, positive = self.queue.past(), self.queue.together(pairs)
-        loss = queued_contrastive_loss(own, theirs, past, positive, scale, alpha if distilled else 0.0)
-        if taught is not None and self.training:
-            self.queue.put(*theirs, pairs)
-        return loss, (scale * own[0] @ theirs[1].T, scale * own[1] @ theirs[0].T)
 
     def hide_words(self, ids: Tensor, mask: Tensor) -> Masked:
         """Put `mask_rate` of the tokens (B, L) behind [MASK] as BERT does, each by itself."""
