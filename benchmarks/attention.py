@@ -12,7 +12,7 @@ import time
 import torch
 import torch.nn.functional as F
 
-from benchmarks.clip_step import synchronise
+from benchmarks._step import synchronise
 from minivlp.layers.attention import attention_weights
 from minivlp.machine import bf16_is_fast, device, reuse_memory
 

@@ -3,26 +3,22 @@
     python -m benchmarks.clip_step [--batch 64] [--rounds 8] [--threads 2]
 
 Every contender does the same on the same batch: forward, contrastive loss, backward, AdamW; all but our nano compute
-the same function. Rounds are interleaved, so that a busy machine slows all of them alike, and the best round of each
-counts. The `share` column is the step's matrix products (`GFLOP`, counted by torch) per second against the machine's
-own best rate in the same dtype. Torch does not count what a CPU's fused attention does: GFLOP and share of the
-contenders that use it (transformers' default, open_clip) are too low by that.
+the same function. What the columns mean is written at `benchmarks._step.race`; those whose GFLOP and share are too low
+are transformers' default and open_clip.
 """
 
 from __future__ import annotations
 
-import argparse
-import time
-from contextlib import nullcontext
+from functools import partial
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks._step import options, race
 from minivlp.data.batch import Batch
 from minivlp.layers.block import BlockConfig
 from minivlp.layers.encoders import ImageConfig, TextConfig
-from minivlp.machine import bf16_is_fast, device, reuse_memory
+from minivlp.machine import device
 from minivlp.models.clip import CLIP, CLIPConfig
 
 VOCABULARY, LENGTH, WIDTH, HEADS, SIZE, PATCH = 1200, 16, 128, 4, 64, 8
@@ -80,40 +76,13 @@ def loss_of(model: nn.Module, batch: Batch) -> torch.Tensor:
     return (nn.functional.cross_entropy(logits, truth) + nn.functional.cross_entropy(logits.T, truth)) / 2
 
 
-def matmul_rate(dtype: torch.dtype, where: torch.device) -> float:
-    """Best floating-point operations per second of one square product."""
-    a, best = torch.randn(1024, 1024, device=where, dtype=dtype), 0.0
-    for _ in range(12):
-        began = time.perf_counter()
-        a @ a
-        synchronise(where)
-        best = max(best, 2 * 1024**3 / (time.perf_counter() - began))
-    return best
-
-
-def synchronise(where: torch.device) -> None:
-    """Wait for a GPU; nothing on a CPU."""
-    if where.type == "cuda":
-        torch.cuda.synchronize()
-    elif where.type == "mps":
-        torch.mps.synchronize()
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--threads", type=int, default=None)
-    options = parser.parse_args()
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    torch.manual_seed(0)
-    reuse_memory()  # as the training loop does; it serves all contenders alike
+    chosen = options(__doc__)
     where = device()
-    ids = torch.randint(3, VOCABULARY - 1, (options.batch, LENGTH))
+    ids = torch.randint(3, VOCABULARY - 1, (chosen.batch, LENGTH))
     ids[:, -1] = VOCABULARY - 1  # open_clip reads the text at the largest id
     mask = torch.ones_like(ids, dtype=torch.bool)
-    batch = Batch(torch.randn(options.batch, 3, SIZE, SIZE), ids, mask, torch.arange(options.batch)).to(where)
+    batch = Batch(torch.randn(chosen.batch, 3, SIZE, SIZE), ids, mask, torch.arange(chosen.batch)).to(where)
     models = {
         "minivlp, published choices": published_nano(),
         "minivlp, nano as in lesson 01": nano(),
@@ -121,38 +90,8 @@ def main() -> None:
         "transformers, eager": transformers_clip("eager"),
         "open_clip": open_clip_model(),
     }
-    dtypes = [torch.float32] + ([torch.bfloat16] if bf16_is_fast(where) else [])
-    print(f"{where}, torch {torch.__version__}, {torch.get_num_threads()} threads, batch {options.batch}")
-    for dtype in dtypes:
-        cast = torch.autocast(where.type, dtype) if dtype != torch.float32 else nullcontext()
-        times: dict[str, float] = {}
-        work: dict[str, float] = {}
-        optimisers = {}
-        for name, model in models.items():
-            model.to(where).train()
-            optimisers[name] = torch.optim.AdamW(model.parameters(), 1e-4)
-            with FlopCounterMode(display=False) as counter:
-                loss_of(model, batch).backward()
-            work[name] = counter.get_total_flops()
-        for _ in range(options.rounds):
-            for name, model in models.items():
-                for _ in range(2):
-                    began = time.perf_counter()
-                    optimisers[name].zero_grad()
-                    with cast:
-                        loss = loss_of(model, batch)
-                    loss.backward()
-                    optimisers[name].step()
-                    synchronise(where)
-                    times[name] = min(times.get(name, 1e9), time.perf_counter() - began)
-        rate = matmul_rate(dtype, where)
-        print(f"\n{dtype}: the machine's own matmul rate is {rate / 1e9:.0f} GFLOP/s")
-        print(f"{'':32}{'samples/s':>10}{'ratio':>8}{'GFLOP':>8}{'share':>8}")
-        first = times["minivlp, published choices"]
-        for name, seconds in times.items():
-            share = work[name] / seconds / rate
-            row = f"{options.batch / seconds:10.0f}{first / seconds:8.2f}{work[name] / 1e9:8.1f}{share:8.0%}"
-            print(f"{name:32}{row}")
+    contenders = {name: (model.to(where), partial(loss_of, model, batch)) for name, model in models.items()}
+    race(contenders, chosen.batch, chosen.rounds)
 
 
 if __name__ == "__main__":
