@@ -76,7 +76,14 @@ class Table:
     seeds: tuple[int, ...] = (0, 1, 2)
 
 
+def boxes_and_matching(model: Any, test: Scenes, tokenizer: Any) -> dict[str, Any]:
+    """As `boxes_and_retrieval`, and the true caption against one with a single fact changed."""
+    return boxes_and_retrieval(model, test, tokenizer) | retrieval_and_counterfactuals(model, test, tokenizer)
+
+
 SHORT = {"steps": 150}
+MIXED = {"steps": 600, "batch_size": 32, "regions_per_image": 2, "pairs_between": True, "wrong_captions": True}
+WITH_BOXES, WITHOUT = {"losses": ("itc", "itm", "box_l1", "box_giou")}, {"losses": ("itc", "itm")}
 TABLES = {
     "clip_seeds": Table("CLIP nano as lesson 01 trains it, three seeds", {"CLIP nano": Variant("clip")}),
     "clip_temperature": Table(
@@ -100,6 +107,17 @@ TABLES = {
         "X-VLM nano from scratch, boxes and region contrast, three seeds",
         {"X-VLM nano": Variant("xvlm")},
         boxes_and_retrieval,
+    ),
+    "xvlm_ablation": Table(
+        "X-VLM from scratch without boxes, things, regions (600 steps)",
+        {
+            "everything": Variant("xvlm", WITH_BOXES, MIXED),
+            "no box loss": Variant("xvlm", WITHOUT, MIXED),
+            "no things": Variant("xvlm", WITH_BOXES, MIXED | {"kinds": ("phrase", "relation", "image")}),
+            "no regions": Variant("xvlm", WITH_BOXES, MIXED | {"kinds": ("object", "image")}),
+            "whole pictures only": Variant("xvlm", WITHOUT, MIXED | {"regions_per_image": 0, "pairs_between": False}),
+        },
+        boxes_and_matching,
     ),
 }
 
