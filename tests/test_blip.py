@@ -615,6 +615,9 @@ def test_every_verb_looks_at_its_own_image():
         alone = torch.cat([verb(batch.images[i : i + 1], ids[i : i + 1], mask[i : i + 1]) for i in range(4)])
         assert torch.allclose(alone, there, atol=1e-12)
     assert (model.match(batch.images, ids, mask) > 0).all() and (model.match(batch.images, ids, mask) < 1).all()
+    rows = torch.tensor([3, 0, 0, 1])
+    many = model.match_many(batch.images, rows, ids, mask)  # each image encoded once
+    assert torch.allclose(many, model.match(batch.images[rows], ids, mask), atol=1e-12)
     table = model.similarity(batch.images, ids, mask)
     assert torch.allclose(model.similarity(turned, ids, mask), table.roll(1, 0))
     assert torch.allclose(model.embed_images(turned).norm(dim=1), torch.ones(4))

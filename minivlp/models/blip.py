@@ -147,6 +147,10 @@ class BLIP(TaughtTowers):
         """Text tokens (B, L, D) that have looked at the image of their row; the first sums up how they fit."""
         return self.fuse(ids, mask, self.encode_image(images))
 
+    def look_many(self, images: Tensor, rows: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        """Text tokens (R, L, D) that have looked at image rows[r]; each of the images (B, 3, H, W) is encoded once."""
+        return self.fuse(ids, mask, take(self.text.keys_values(self.encode_image(images)), rows))
+
     def tell(self, ids: Tensor, visual: Tensor | list[KeysValues], past: list[Past] | None = None) -> Tensor:
         """Decoder tokens (B, L, D), each of which has seen the image and the words up to its own."""
         return self.decoder(ids, None, visual, past=past)

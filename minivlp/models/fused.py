@@ -29,8 +29,9 @@ from minivlp.objectives.matching import Negatives, matching_loss
 class AlignedTowers(nn.Module):
     """Two towers, the space in which they meet, and a head that says whether image and text belong together.
 
-    Subclasses add `losses`, and with `fuse` and `look` the way in which words look at patches. `config` needs `image`,
-    `text`, `embed_width` and `temperature`; `match_head` maps (…, D) to two logits, `more` are further layers by name.
+    Subclasses add `losses`, and with `fuse`, `look` and `look_many` the way in which words look at patches. `config`
+    needs `image`, `text`, `embed_width` and `temperature`; `match_head` maps (…, D) to two logits; `more` are further
+    layers by name.
     """
 
     def __init__(
@@ -80,11 +81,6 @@ class AlignedTowers(nn.Module):
     def match_many(self, images: Tensor, rows: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
         """(R,) `match` of text r (ids, mask (R, L)) and image rows[r]; many texts of one image encode it once."""
         return self.match_logits(self.look_many(images, rows, ids, mask)).softmax(dim=-1)[:, 1]
-
-    def look_many(self, images: Tensor, rows: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-        """Text tokens (R, L, D) that have looked at image rows[r]; each of the images (B, 3, H, W) is encoded once."""
-        visual = take(self.fusion.keys_values(self.encode_image(images)), rows)
-        return self.fuse(self.encode_text(ids, mask), mask, visual)
 
     def match_logits(self, fused: Tensor) -> Tensor:
         """Fused tokens (B, L, D) -> logits (B, 2), column 1 = they belong together."""
@@ -137,6 +133,11 @@ class FusedTowers(AlignedTowers):
     def look(self, images: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
         """Text tokens (B, L, D) that have looked at the image of their row."""
         return self.fuse(self.encode_text(ids, mask), mask, self.encode_image(images))
+
+    def look_many(self, images: Tensor, rows: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        """Text tokens (R, L, D) that have looked at image rows[r]; each of the images (B, 3, H, W) is encoded once."""
+        visual = take(self.fusion.keys_values(self.encode_image(images)), rows)
+        return self.fuse(self.encode_text(ids, mask), mask, visual)
 
     def fill(self, images: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
         """(B, L, V) logits of the word at every position; hide those that you ask for behind [MASK]."""
