@@ -335,6 +335,7 @@ def test_cost_of_more_is_extrapolated_and_says_so():
     large = small.scaled(1000, 1000)
     assert (large.seconds_once, large.seconds_pairs, large.seconds_shared) == (100, 20_000, 10_000)
     assert large.pairs_of_best(16) == 32_000 and large.seconds_best(16) == 100 + 32_000 * 0.01
+    assert small.pairs_of_best(16) == 100  # there are no more
     assert "extrapolated" not in str(small) and "1,000 images x 1,000 texts (extrapolated from 10 x 10)" in str(large)
     for row in ("2,000 encodings", "1,000,000 passes", "1,000,000 fusions", "32,000 fusions"):
         assert row in str(large) and row in large._repr_markdown_()
@@ -494,6 +495,20 @@ def test_a_model_that_finds_everything(tokenizer):
     assert scores["Acc@0.5 large"].n + scores["Acc@0.5 medium"].n == 18  # 12 equal small boxes fill two thirds
     assert scores["baseline: another object's phrase"].value == 0
     assert scores["baseline: whole image"].value == 0 and "baseline: mean training box" in scores
+
+
+def test_a_phrase_of_several_things_is_asked_once_and_any_of_them_is_right(tokenizer):
+    small, large, low = (0.2, 0.2, 0.2, 0.2), (0.7, 0.6, 0.5, 0.5), (0.2, 0.8, 0.2, 0.2)
+    data = Toy([["x"]] * 3, [[Region(small, "person"), Region(large, "person"), Region(low, "dog")]] * 3)
+    scores = grounding(Points(tokenizer, data), data, tokenizer)  # its book holds the second of the two
+    assert scores["Acc@0.5"].value == 1 and scores["Acc@0.5"].n == 6
+    assert scores["baseline: another object's phrase"].value == 0 and scores["baseline: another object's phrase"].n == 6
+    always = grounding(Points(tokenizer, data, always=large), data, tokenizer)
+    assert always["Acc@0.5"].value == 0.5 == always["baseline: another object's phrase"].value
+    apart = [[Region(small, "person"), Region(large, "person")]] * 3
+    assert "baseline: another object's phrase" not in grounding(
+        Points(tokenizer, data), Toy([["x"]] * 3, apart), tokenizer
+    )  # another person is no other object
 
 
 def test_a_model_that_ignores_the_words_is_found_out(tokenizer):

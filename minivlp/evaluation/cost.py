@@ -43,11 +43,11 @@ class Cost:
         return self.images * self.texts
 
     def pairs_of_best(self, k: int) -> int:
-        """Pairs that re-ranking looks at: k texts per image and k images per text, some of them twice."""
-        return self.images * min(k, self.texts) + self.texts * min(k, self.images)
+        """Pairs that re-ranking looks at, at most: k texts per image and k images per text, which may coincide."""
+        return min(self.images * min(k, self.texts) + self.texts * min(k, self.images), self.pairs)
 
     def seconds_best(self, k: int) -> float | None:
-        """Encoding each once, then `match` for the k best of each image and each text (at most: pairs may coincide)."""
+        """Encoding each once, then `match` for the k best of each image and each text."""
         if self.seconds_once is None:
             return None
         per_pair = (self.seconds_pairs if self.seconds_shared is None else self.seconds_shared) / self.pairs
@@ -80,14 +80,14 @@ class Cost:
     def __str__(self) -> str:
         lines = [f"{self.images:,} images x {self.texts:,} texts{self._told()}"]
         for way, passes, seconds in self.rows():
-            lines.append(f"  {way:<32} {'not possible' if seconds is None else f'{passes}, {seconds:.2f} s'}")
+            lines.append(f"  {way:<32} {'not possible' if seconds is None else f'{passes}, {_short(seconds)} s'}")
         return "\n".join(lines)
 
     def _repr_markdown_(self) -> str:
         lines = [f"{self.images:,} images x {self.texts:,} texts{self._told()}", "", "| | passes | seconds |"]
         lines.append("|---|---:|---:|")
         for way, passes, seconds in self.rows():
-            lines.append(f"| {way} | {passes} | {'not possible' if seconds is None else f'{seconds:.2f}'} |")
+            lines.append(f"| {way} | {passes} | {'not possible' if seconds is None else _short(seconds)} |")
         return "\n".join(lines)
 
     def _told(self) -> str:
@@ -133,6 +133,10 @@ def cost(model: Any, dataset: Any, tokenizer: Any, *, images: int = 20, texts: i
             _seconds(lambda: all_pairs(meet), pictures),
             _seconds(lambda: all_pairs(meet_shared), pictures) if hasattr(model, "match_many") else None,
         )
+
+
+def _short(seconds: float) -> str:
+    return f"{seconds:.2f}" if seconds < 10 else f"{seconds:,.0f}"
 
 
 def _seconds(run: Callable[[], None], where: Tensor) -> float:

@@ -20,6 +20,7 @@ from minivlp.evaluation.score import Score, Scores, bootstrap
 
 WHOLE_IMAGE: Box = (0.5, 0.5, 1.0, 1.0)
 SIZES = ("small", "medium", "large")
+GRAINS = ("object", "phrase", "relation", "image")
 
 
 def grounding(
@@ -38,22 +39,28 @@ def grounding(
     the other object. Whole-image regions are not asked. Then three baselines that keep one honest: answering with the
     whole image; with `mean_box`, the training set's (see `mean_box_of`); and the model's answer to the phrase of
     *another* object of the same image, scored against this one's box: what is found without reading the words.
-    Chance is the better of the answers that look at nothing. `n` counts phrases.
+    Chance is the better of the answers that look at nothing. A phrase that an image has several times ("person", of
+    three people) is asked once, and any of its boxes is right; its size and kind are those of the first. `n` counts
+    phrases.
     """
     need(model, "ground")
-    asked = [(row, region) for row in first_rows(dataset, limit) for region in _boxed(dataset.regions(row))]
+    asked: dict[tuple[int, str], list[Region]] = {}
+    for row in first_rows(dataset, limit):
+        for region in _boxed(dataset.regions(row)):
+            asked.setdefault((row, region.phrase), []).append(region)
     if not asked:
         raise ValueError("The dataset has no regions: grounding needs phrases with boxes.")
-    rows, regions = np.array([row for row, _ in asked]), [region for _, region in asked]
-    truth = torch.tensor([region.box for region in regions], dtype=torch.float32)  # (R, 4)
+    rows, phrases = np.array([row for row, _ in asked]), [phrase for _, phrase in asked]
+    regions, truths = [same[0] for same in asked.values()], list(asked.values())
+    truth = torch.tensor([region.box for region in regions], dtype=torch.float32)  # (n, 4)
     with evaluating(model):
-        found = predict(model, dataset, tokenizer, rows, [region.phrase for region in regions], batch_size)
-        wrong, phrases = _other_phrases(rows, regions, np.random.default_rng(seed))
-        misled = predict(model, dataset, tokenizer, rows[wrong], phrases, batch_size) if phrases else None
-    overlap = iou(found, truth).numpy()
-    blind = {"whole image": iou(torch.tensor([WHOLE_IMAGE]).expand_as(truth), truth).numpy()}
+        found = predict(model, dataset, tokenizer, rows, phrases, batch_size)
+        wrong, others = _other_phrases(rows, truths, np.random.default_rng(seed))
+        misled = predict(model, dataset, tokenizer, rows[wrong], others, batch_size) if others else None
+    overlap = _best_iou(found, truths)
+    blind = {"whole image": _best_iou(torch.tensor([WHOLE_IMAGE]).expand_as(truth), truths)}
     if mean_box is not None:
-        blind["mean training box"] = iou(torch.tensor([mean_box]).expand_as(truth), truth).numpy()
+        blind["mean training box"] = _best_iou(torch.tensor([mean_box]).expand_as(truth), truths)
 
     def score(values: np.ndarray, guesses: list[np.ndarray], where: np.ndarray | slice = slice(None)) -> Score:
         chance = max(float(guess[where].mean()) for guess in guesses)
@@ -71,7 +78,7 @@ def grounding(
     scores.update({f"Acc@0.5 {name}": score(half, guessed, where) for name, where in parts if where.any()})
     scores.update({f"baseline: {name}": score(guess >= 0.5, guessed) for name, guess in blind.items()})
     if misled is not None:
-        missed = iou(misled, truth[wrong]).numpy() >= 0.5
+        missed = _best_iou(misled, [truths[i] for i in wrong]) >= 0.5
         chance = max(float(guess[wrong].mean()) for guess in guessed)
         scores["baseline: another object's phrase"] = bootstrap(missed, chance, images=rows[wrong])
     return Scores(scores)
@@ -120,7 +127,7 @@ def region_retrieval(
     scores = {}
     for way, near, asks, answers in (("text to region", table.T, text, place), ("region to text", table, place, text)):
         ranks, right, among = _ranks_by_kind(near, asks, answers, kinds)
-        for kind in ("", *dict.fromkeys(kinds)):
+        for kind in ("", *(grain for grain in GRAINS if grain in kinds)):
             of = kinds == kind if kind else slice(None)
             for k in (1, 5):
                 chance = _blind(right[of], among[of], k)
@@ -244,21 +251,29 @@ def _area(boxes: Tensor) -> np.ndarray:
     return (boxes[:, 2] * boxes[:, 3]).numpy()
 
 
+def _best_iou(boxes: Tensor, truths: Sequence[Sequence[Region]]) -> np.ndarray:
+    """How well box i (n, 4) fits the best of the regions truths[i], (n,)."""
+    of = np.repeat(np.arange(len(truths)), [len(same) for same in truths])
+    flat = torch.tensor([region.box for same in truths for region in same], dtype=torch.float32)
+    best = np.zeros(len(truths), dtype=np.float32)
+    np.maximum.at(best, of, iou(boxes[torch.from_numpy(of)], flat).numpy())
+    return best
+
+
 def _other_phrases(
-    rows: np.ndarray, regions: Sequence[Region], rng: np.random.Generator
+    rows: np.ndarray, truths: Sequence[Sequence[Region]], rng: np.random.Generator
 ) -> tuple[np.ndarray, list[str]]:
-    """For each region with another object beside it: its index, and a phrase of that other object, of the same kind."""
+    """For each phrase with another object beside its own: its index, and a phrase of that object, of the same kind."""
     of_row: dict[int, list[int]] = {}
     for i, row in enumerate(rows.tolist()):
         of_row.setdefault(row, []).append(i)
     index, phrases = [], []
     for i, row in enumerate(rows.tolist()):
-        mine = torch.tensor([regions[i].box])
-        others = [
-            regions[j].phrase
-            for j in of_row[row]
-            if regions[j].kind == regions[i].kind and float(iou(mine, torch.tensor([regions[j].box]))) < 0.5
-        ]
+        others = []
+        for j in of_row[row]:
+            theirs = torch.tensor([region.box for region in truths[j]], dtype=torch.float32)
+            if truths[j][0].kind == truths[i][0].kind and (_best_iou(theirs, [truths[i]] * len(theirs)) < 0.5).all():
+                others.append(truths[j][0].phrase)
         if others:
             index.append(i)
             phrases.append(others[rng.integers(len(others))])
