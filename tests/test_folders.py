@@ -160,6 +160,81 @@ def test_phrases_stand_in_for_captions(tmp_path):
     ]
 
 
+BOX = Region((0.5, 0.5, 0.5, 0.4), "a cup", "phrase")  # of a picture of 40 x 20 pixels
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"regions": [{"box": [10, 6, 30, 14], "phrase": "a cup"}]},
+        {"regions": [{"xyxy": [10, 6, 30, 14], "text": "a cup"}]},
+        {"regions": [{"xywh": [10, 6, 20, 8], "phrase": "a cup"}]},  # as COCO, RefCOCO and Visual Genome count
+        {"xywh": [10, 6, 20, 8], "phrase": "a cup"},  # one expression to a row
+        {"xyxy": [10, 6, 30, 14], "text": "a cup"},
+    ],
+)
+def test_boxes_in_both_usual_forms(tmp_path, row):
+    picture(tmp_path / "a.jpg")
+    root = jsonl(tmp_path / "captions.jsonl", {"file": "a.jpg", **row})
+    folder = open_folder(root)
+    assert folder.captions(0) == ["a cup"] and folder.regions(0)[0].phrase == "a cup"
+    assert folder.regions(0)[0].box == pytest.approx(BOX.box) and folder.regions(0)[0].kind == "phrase"
+
+
+def test_several_expressions_of_one_box_and_rows_of_one_image_are_put_together(tmp_path):
+    picture(tmp_path / "a.jpg")
+    root = jsonl(
+        tmp_path / "captions.jsonl",
+        {"file": "a.jpg", "xywh": [10, 6, 20, 8], "phrases": ["a cup", "the cup in the middle"]},
+        {"file": "a.jpg", "xywh": [0, 0, 20, 8], "phrase": "a cup"},  # the same words of another thing
+    )
+    regions = open_folder(root).regions(0)
+    assert [region.phrase for region in regions] == ["a cup", "the cup in the middle", "a cup"]
+    assert regions[0].box == regions[1].box != regions[2].box
+
+
+def test_boxes_in_a_csv(tmp_path):
+    picture(tmp_path / "a.jpg")
+    (tmp_path / "captions.csv").write_text('file,caption,xywh\na.jpg,a cup,"[10, 6, 20, 8]"\n')
+    assert open_folder(tmp_path).regions(0)[0].box == pytest.approx(BOX.box)
+
+
+@pytest.mark.parametrize(
+    ("region", "message"),
+    [
+        ({"bbox": [1, 2, 3, 4], "phrase": "x"}, "row 1 region 1: box of an unknown form.*xyxy or xywh"),
+        ({"xywh": [1, 2, 0, 4], "phrase": "x"}, "row 1 region 1: box of no size.*width, height"),
+        ({"xywh": [1, 2, 3], "phrase": "x"}, "row 1 region 1: box is not four numbers"),
+        ({"xywh": [30, 2, 20, 4], "phrase": "x"}, "row 1 region 1: box outside its image"),
+        ({"xywh": [1, 2, 3, 4], "phrases": ["x", ""]}, "row 1 region 1: empty caption"),
+        ({"phrase": "x"}, "row 1 region 1: no box.*box, xyxy, xywh"),
+    ],
+)
+def test_boxes_that_cannot_be_read_are_told(tmp_path, region, message):
+    picture(tmp_path / "a.jpg")
+    root = jsonl(tmp_path / "captions.jsonl", {"file": "a.jpg", "caption": "a cup", "regions": [region]})
+    with pytest.raises(DataError, match=message):
+        open_folder(root)
+    assert open_folder(root, on_error="skip").regions(0) == []  # a bad box costs the box alone
+    alone = jsonl(tmp_path / "captions.jsonl", {"file": "a.jpg", **region}, {"file": "a.jpg", "caption": "a cup"})
+    if "no box" not in message:
+        with pytest.raises(DataError, match=message.replace(" region 1", "")):
+            open_folder(alone)
+        assert open_folder(alone, on_error="skip").captions(0)[-1] == "a cup"
+
+
+def test_rows_may_say_their_split(tmp_path):
+    for name in ("a.jpg", "b.jpg"):
+        picture(tmp_path / name)
+    rows = [{"file": "a.jpg", "caption": "x", "split": "train"}, {"file": "b.jpg", "caption": "y", "split": "val"}]
+    root = jsonl(tmp_path / "captions.jsonl", *rows)
+    assert [open_folder(root, split)[0].captions for split in ("train", "validation")] == [["x"], ["y"]]
+    for other, message in (("testA", "row 3: unknown split.*validation, test"), ("test", "row 3: image in two splits")):
+        jsonl(tmp_path / "captions.jsonl", *rows, {"file": "b.jpg", "caption": "z", "split": other})
+        with pytest.raises(DataError, match=message):
+            open_folder(root)
+
+
 def many(root: Path, count: int = 60) -> Path:
     for number in range(count):
         picture(root / f"{number:03}.png", halves(4, 4))

@@ -1,4 +1,4 @@
-"""A folder with a CSV or a JSONL."""
+"""A folder with a CSV or a JSONL: captions, and phrases with boxes, as Flickr30k Entities and RefCOCO have them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,22 @@ from pathlib import Path
 from typing import Any
 
 from minivlp.data.batch import Box
-from minivlp.data.damage import DataError, Fault, Report, clean_caption, clean_corners, clean_name, decode_text
-from minivlp.data.layouts.entries import Entries, Entry, as_object, lines_of
+from minivlp.data.damage import (
+    DataError,
+    Fault,
+    Report,
+    clean_caption,
+    clean_corners,
+    clean_name,
+    clean_numbers,
+    decode_text,
+)
+from minivlp.data.layouts.entries import SPLIT_NAMES, Entries, Entry, as_object, lines_of
 
 _FILE_KEYS = ("file", "image", "file_name", "filename", "image_name")
 _CAPTION_KEYS = ("caption", "captions", "text", "comment")
+_PHRASE_KEYS = ("phrase", "phrases", "text", "caption", "label")
+_BOX_KEYS = ("box", "xyxy", "xywh")
 TABLES = ("captions.jsonl", "metadata.jsonl", "captions.csv", "metadata.csv")
 _Line = tuple[str, bytes, Callable[[str], dict[str, Any]]]  # where, the raw line, how to parse it
 
@@ -39,9 +50,22 @@ def read_table(file: Path, report: Report, language: str) -> list[Entry]:
                 raise Fault("duplicate row", "The same row stands above.", harmless=True)
             seen.add(key)
             entry = entries.of(name, where)
+            _put_in_split(entry, item)
             entry.captions += [caption for caption in captions if caption not in entry.captions]
             entry.boxes += phrases
     return list(entries.values())
+
+
+def _put_in_split(entry: Entry, item: dict[str, Any]) -> None:
+    """The row's `split`, where it has one; all rows of an image must agree."""
+    if not item.get("split"):
+        return
+    split = SPLIT_NAMES.get(str(item["split"]).lower())
+    if split is None:
+        raise Fault("unknown split", f"Found {item['split']!r:.60}, known are {', '.join(SPLIT_NAMES)}.")
+    if entry.split not in (None, split):
+        raise Fault("image in two splits", f"It is in {entry.split} too: what is tested must be unseen.")
+    entry.split = split
 
 
 def _jsonl_rows(file: Path, report: Report) -> Iterator[_Line]:
@@ -77,12 +101,12 @@ def _csv_rows(file: Path, report: Report) -> Iterator[_Line]:
             remedy = f"Found {len(cells)} of {len(names)}: put a text that holds {delimiter!r} in double quotes."
             raise Fault("wrong number of columns", remedy)
         item = dict(zip(names, cells, strict=True))
-        for key in ("regions", "boxes"):
+        for key in ("regions", "boxes", *_BOX_KEYS):
             if item.get(key, "").strip():
                 try:
                     item[key] = json.loads(item[key])
                 except (ValueError, RecursionError) as error:
-                    raise Fault("broken JSON", f"{error}: regions are a JSON list in double quotes.") from error
+                    raise Fault("broken JSON", f"{error}: boxes are a JSON list in double quotes.") from error
             else:
                 item.pop(key, None)
         return item
@@ -126,15 +150,36 @@ def _read_captions(item: dict[str, Any], language: str, phrases: list[str]) -> l
 
 
 def _read_regions(item: dict[str, Any], language: str, where: str, report: Report) -> list[tuple[Box, str, str, str]]:
-    regions = item.get("regions", item.get("boxes", []))
+    """The regions that a row lists, or the row itself where it has a box."""
+    regions = item.get("regions", item.get("boxes"))
+    if regions is None:
+        return _read_region(item, language, where) if any(key in item for key in (*_BOX_KEYS, "bbox")) else []
     if not isinstance(regions, list):
         raise Fault("regions are not a list", 'Write "regions": [{"box": [x0, y0, x1, y1], "phrase": "a red cup"}].')
     found = []
     for number, region in enumerate(regions, start=1):
         place = f"{where} region {number}"
         with report.entry(place):
-            region = as_object(region)
-            corners = clean_corners(_first(region, ("box", "bbox", "xyxy"), "box"))
-            keys = _language_keys(("phrase", "text", "caption", "label"), language)
-            found.append((corners, clean_caption(_first(region, keys, "phrase")), "phrase", place))
+            found += _read_region(as_object(region), language, place)
     return found
+
+
+def _read_region(region: dict[str, Any], language: str, place: str) -> list[tuple[Box, str, str, str]]:
+    corners = _corners(region)
+    said = _first(region, _language_keys(_PHRASE_KEYS, language), "phrase")
+    phrases = [clean_caption(phrase) for phrase in (said if isinstance(said, list) else [said])]
+    return [(corners, phrase, "phrase", place) for phrase in phrases]
+
+
+def _corners(region: dict[str, Any]) -> Box:
+    """Corners in pixels, of a box that says which of the two usual forms it has."""
+    if "bbox" in region:
+        remedy = "'bbox' means corners in some files, and corner and size in others: call it xyxy or xywh."
+        raise Fault("box of an unknown form", remedy)
+    values = _first(region, _BOX_KEYS, "box")
+    if not any(key in region for key in ("box", "xyxy")):
+        x, y, width, height = clean_numbers(values)
+        if width <= 0 or height <= 0:
+            raise Fault("box of no size", f"xywh is [x, y, width, height] in pixels, not {values!r:.60}.")
+        values = [x, y, x + width, y + height]
+    return clean_corners(values)
