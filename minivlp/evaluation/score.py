@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -101,6 +101,21 @@ def bootstrap(
         rounds.append(statistic(values, weights * times[group]))
     low, high = np.percentile(rounds, [2.5, 97.5])
     return Score(float(statistic(values, weights)), float(low), float(high), float(chance), len(values))
+
+
+def pooled(counts: np.ndarray, measure: Callable[[np.ndarray], float], chance: float, n: int | None = None) -> Score:
+    """A measure of what is counted over all images together, such as BLEU: `counts` (images, …).
+
+    Images are resampled, and `measure` gets the counts, those of an image drawn twice doubled. `n`: how many were
+    asked, if not as many as there are images.
+    """
+    shape = (-1, *[1] * (counts.ndim - 1))
+
+    def statistic(rows: np.ndarray, times: np.ndarray) -> float:
+        return measure(counts[rows.astype(int)] * times.reshape(shape))
+
+    score = bootstrap(np.arange(len(counts)), chance, statistic=statistic)
+    return score if n is None else replace(score, n=n)
 
 
 def table(scores: Mapping[str, Score]) -> str:
