@@ -11,6 +11,7 @@ from torch import nn
 from minivlp.data.batch import Batch
 from minivlp.data.scenes import Scenes
 from minivlp.data.text import load_tokenizer
+from minivlp.evaluation.matching import FUNCTION_WORDS
 from minivlp.layers.block import BlockConfig
 from minivlp.layers.encoders import ImageConfig, TextConfig
 from minivlp.models import MODELS
@@ -28,7 +29,7 @@ from minivlp.training.checkpoint import (
 )
 from minivlp.training.loop import Settings, fit, overfit_one_batch
 from minivlp.training.optim import Muon, cosine, make_optimisers, orthogonalise
-from minivlp.training.recipes import RECIPES
+from minivlp.training.recipes import EMPTY, RECIPES
 
 
 def tiny(seed=0) -> CLIP:
@@ -299,3 +300,9 @@ def test_a_recipe_mixes_batches_of_regions_and_of_pairs():
     model = recipe.build(XVLM, len(tokenizer))
     still = {name.split(".")[0] for name, param in model.named_parameters() if not param.requires_grad}
     assert still == {"image"}
+
+
+def test_words_that_name_nothing_are_known_by_their_ids():
+    vocabulary = load_tokenizer().get_vocab()
+    assert sorted(EMPTY[7:]) == sorted(vocabulary[word] for word in FUNCTION_WORDS if word in vocabulary)
+    assert EMPTY[:7] == tuple(range(7))
