@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
 import math
 import re
+import signal
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -241,6 +244,26 @@ def test_the_stop_button_keeps_the_history_and_errors_pass():
     with pytest.raises(RuntimeError), live.guard():
         raise RuntimeError
     assert not live.interrupted and live.state == "done"
+
+
+def test_the_stop_button_is_noticed_where_the_loop_takes_it_for_itself():
+    live, before = LiveCurves(), signal.getsignal(signal.SIGINT)
+    with live.guard(), contextlib.suppress(KeyboardInterrupt):  # as `fit` does, to keep its own history
+        signal.raise_signal(signal.SIGINT)
+    assert live.interrupted and live.state == "stopped" and signal.getsignal(signal.SIGINT) is before
+
+
+def test_curves_grow_in_a_thread_too():
+    live = LiveCurves()
+
+    def train():
+        with live.guard():
+            live.log(0, loss=1.0)
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    thread.join()  # signals are the main thread's: none can be listened to here, and that is no error
+    assert live.state == "done" and live.history == {"loss": [(0, 1.0)]}
 
 
 def test_few_points_are_sent_and_gaps_and_ends_are_among_them():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import signal
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -71,7 +73,8 @@ class LiveCurves(Widget):
         """Let the stop button (KeyboardInterrupt) end the block quietly: the history stays, the next cells can run."""
         self.interrupted, self.state = False, "running"
         try:
-            yield self
+            with self._listening():
+                yield self
         except KeyboardInterrupt:
             self.interrupted = True
         finally:
@@ -80,6 +83,24 @@ class LiveCurves(Widget):
             if self._output is not None:
                 data, metadata = self._repr_mimebundle_()
                 self._output.update(data, metadata=metadata, raw=True)
+
+    @contextmanager
+    def _listening(self) -> Iterator[None]:
+        """Notice the stop button also where what runs inside takes the KeyboardInterrupt for itself, as `fit` does."""
+        before = signal.getsignal(signal.SIGINT)
+        if not callable(before) or threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def note(number: int, frame: Any) -> None:
+            self.interrupted = True
+            before(number, frame)
+
+        signal.signal(signal.SIGINT, note)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
 
     def _ipython_display_(self) -> None:
         """Shown before training, its picture is empty: remember the place, so that `guard` can put in the full one."""
