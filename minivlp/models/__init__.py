@@ -2,6 +2,7 @@
 
 from minivlp.models.albef import ALBEF
 from minivlp.models.clip import CLIP
+from minivlp.models.vilt import ViLT
 from minivlp.models.xvlm import XVLM
 
-MODELS = {"clip": CLIP, "albef": ALBEF, "xvlm": XVLM}
+MODELS = {"clip": CLIP, "vilt": ViLT, "albef": ALBEF, "xvlm": XVLM}

@@ -14,7 +14,8 @@ from typing import Any
 from minivlp.data.batch import Batch
 from minivlp.data.loading import Loader
 from minivlp.data.noise import NoisyCaptions
-from minivlp.training.checkpoint import TOWERS, shipped, start_from
+from minivlp.models.xvlm import XVLM
+from minivlp.training.checkpoint import TOWERS, load_model, shipped, start_from
 from minivlp.training.loop import Settings
 
 
@@ -48,7 +49,9 @@ class Recipe:
     def build(self, kind: type, vocabulary: int) -> Any:
         """A model of this recipe's size, fresh but for the towers it starts from."""
         model = kind(replace(getattr(kind.Config, self.preset)(vocabulary), **self.config))
-        if self.start:
+        if self.start and hasattr(model, "start_from"):  # one transformer, which takes from the towers what it can use
+            model.start_from(load_model(XVLM, shipped(self.start)))
+        elif self.start:
             start_from(model, shipped(self.start), self.start_parts)
         for part in self.frozen:
             getattr(model, part).requires_grad_(False)
@@ -85,6 +88,7 @@ FUSE = {
     "frozen": ("image",),
     "config": {"mask_rate": 0.4, "never_mask": EMPTY},
 }
+ONE = {"wrong_captions": True, "start": "towers_nano", "config": {"mask_rate": 0.4, "never_mask": EMPTY}}
 RECIPES: dict[str, dict[str, Recipe]] = {
     "clip": {
         "quick": Recipe("nano", 1500, 64, (1, 3), 64, 60),
@@ -100,5 +104,10 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         "quick": Recipe("nano", 1500, 64, (1, 3), 48, 20, **FUSE),
         "laptop": Recipe("nano", 12000, 64, (1, 3), 48, 800, **FUSE),
         "gpu": Recipe("small", 100_000, 128, (1, 3), 192, 6000, lr=1e-3, wrong_captions=True),
+    },
+    "vilt": {
+        "quick": Recipe("nano", 1500, 64, (1, 3), 32, 15, **ONE),
+        "laptop": Recipe("nano", 12000, 64, (1, 3), 48, 500, **ONE),
+        "gpu": Recipe("small", 100_000, 128, (1, 3), 128, 6000, lr=1e-3, wrong_captions=True),
     },
 }
