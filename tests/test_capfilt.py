@@ -1,0 +1,242 @@
+"""Captions mended by a model: every stage is kept, a kill costs nothing, and what is learnt from is what was chosen."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from minivlp.data.folders import Photos
+from minivlp.data.loading import Loader
+from minivlp.data.noise import NoisyCaptions
+from minivlp.data.recaptioned import Recaptioned
+from minivlp.data.scenes import Scenes
+from minivlp.data.text import load_tokenizer
+from minivlp.models.blip import BLIP, BLIPConfig
+from minivlp.training import capfilt
+from minivlp.training.capfilt import CAPTION, FILTER, PRETRAIN, CapFilt, by_cosine
+from minivlp.training.checkpoint import CheckpointError
+from minivlp.training.loop import Settings, fit
+
+SETTINGS = Settings(steps=4, warmup=1, save_every=2)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def data():
+    """Pictures with noisy captions, and few with good ones, of another seed but the same image ids."""
+    return NoisyCaptions(Scenes(20, size=32), 0.5), Scenes(8, size=32, seed=1)
+
+
+def build(losses):
+    nano = BLIPConfig.nano()
+    block = dataclasses.replace(nano.image.block, width=32, heads=2, hidden=64)
+    image = dataclasses.replace(nano.image, image_size=32, layers=1, block=block)
+    return BLIP(dataclasses.replace(nano, image=image, text=dataclasses.replace(nano.text, block=block), losses=losses))
+
+
+def pipeline(data, tokenizer, folder, **changes):
+    options = dict(build=build, pretrain=SETTINGS, finetune=SETTINGS, batch_size=4, threshold=0.5, bar=False)
+    options |= {"device": "cpu", **changes}
+    return CapFilt(options.pop("build"), *data, tokenizer, folder, **options)
+
+
+@pytest.fixture(scope="module")
+def whole(data, tokenizer, tmp_path_factory):
+    """A run from beginning to end, and its folder."""
+    folder = tmp_path_factory.mktemp("whole")
+    return pipeline(data, tokenizer, folder).final(), folder
+
+
+def equal(one, other) -> bool:
+    a, b = one.state_dict(), other.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+# ------------------------------------------------------------------------------------------------------ the pipeline
+
+
+def test_every_caption_gets_a_verdict(whole, data, tokenizer):
+    _, folder = whole
+    noisy, _ = data
+    lines = [json.loads(line) for line in (folder / "captions.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert lines == pipeline(data, tokenizer, folder).table()
+    web = [(line["row"], line["caption"]) for line in lines if line["source"] == "web"]
+    assert web == [(row, text) for row in range(20) for text in noisy.captions(row)]
+    assert [line["row"] for line in lines if line["source"] == "synthetic"] == list(range(20))
+    for line in lines:
+        assert 0 <= line["score"] <= 1 and line["kept"] is (line["score"] >= 0.5 and bool(line["caption"]))
+    # and the score is the filter's, of this image and this text
+    model = pipeline(data, tokenizer, folder).filter()
+    from minivlp.evaluation.forward import pair_scores
+
+    with torch.no_grad():
+        again = pair_scores(model, noisy, tokenizer, [x["row"] for x in lines], [x["caption"] for x in lines])
+    assert again.tolist() == pytest.approx([line["score"] for line in lines], abs=1e-5)
+
+
+def test_the_final_model_is_a_new_one_trained_on_what_was_kept(whole, data, tokenizer):
+    final, folder = whole
+    noisy, clean = data
+    texts = {row: [] for row in range(20)}
+    for line in pipeline(data, tokenizer, folder).table():
+        if line["kept"] and line["caption"] not in texts[line["row"]]:
+            texts[line["row"]].append(line["caption"])
+    torch.manual_seed(0)
+    fresh = build(PRETRAIN)
+    fit(fresh, Loader(Recaptioned(noisy, texts, clean), tokenizer, 4, 32).batch, SETTINGS, device="cpu", bar=False)
+    assert equal(final, fresh)
+
+
+def test_each_stage_learns_its_own_losses_from_its_own_data(data, tokenizer, tmp_path, monkeypatch):
+    seen = []
+
+    def watched(model, batch_at, settings, run_dir, **more):
+        loader = batch_at.__self__
+        seen.append((run_dir.name, model.config.losses, loader.dataset, loader.wrong_captions, model.state_dict()))
+        seen[-1] = (*seen[-1][:4], {name: value.clone() for name, value in seen[-1][4].items()})
+        return fit(model, batch_at, settings, run_dir=run_dir, **more)
+
+    monkeypatch.setattr(capfilt, "fit", watched)
+    run = pipeline(data, tokenizer, tmp_path)
+    run.final()
+    noisy, clean = data
+    stages = {name: (losses, dataset, false) for name, losses, dataset, false, _ in seen}
+    assert list(stages) == ["pretrained", "captioner", "filter", "final"]
+    assert [stages[name][0] for name in stages] == [PRETRAIN, CAPTION, FILTER, PRETRAIN]
+    assert stages["captioner"][1] is clean and stages["filter"][1] is clean
+    assert [stages[name][2] for name in stages] == [False, False, True, False]  # scenes can also say what is false
+    everything = stages["pretrained"][1]
+    assert len(everything) == 28 and [everything.captions(i) for i in range(20)] == [
+        noisy.captions(i) for i in range(20)
+    ]
+    started = {name: state for name, *_, state in seen}
+    pretrained = run.pretrained().state_dict()
+    for name in ("captioner", "filter"):
+        assert all(torch.equal(started[name][key], value) for key, value in pretrained.items()), name
+    assert all(torch.equal(started["final"][key], value) for key, value in started["pretrained"].items())
+
+
+# ---------------------------------------------------------------------------------------------------------- resuming
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_run_killed_between_all_stages_ends_as_the_unbroken_one(whole, data, tokenizer, tmp_path):
+    final, _ = whole
+    wanted = {"captioner": CAPTION, "filter": FILTER, "final": PRETRAIN}
+    for kills, stage in enumerate(wanted):
+
+        def killed(losses, stage=stage):
+            if losses == wanted[stage] and (stage != "final" or (tmp_path / "captions.jsonl").exists()):
+                raise Killed  # before this stage begins
+            return build(losses)
+
+        torch.manual_seed(123 + kills)  # another process has drawn other numbers
+        with pytest.raises(Killed):
+            pipeline(data, tokenizer, tmp_path, build=killed).final()
+    assert equal(pipeline(data, tokenizer, tmp_path).final(), final)
+
+
+def test_a_run_killed_within_a_stage_ends_as_the_unbroken_one(whole, data, tokenizer, tmp_path):
+    final, _ = whole
+    steps = []
+
+    def kill(row):
+        steps.append(row["step"])
+        if len(steps) in (4, 9):  # in pre-training, after its first save, and in the captioner
+            raise Killed
+
+    for _ in range(2):
+        with pytest.raises(Killed):
+            pipeline(data, tokenizer, tmp_path, on_step=[kill]).final()
+        assert not list(tmp_path.rglob("*.part"))
+    assert equal(pipeline(data, tokenizer, tmp_path).final(), final)
+    assert steps[:6] == [0, 1, 2, 3, 2, 3]  # gone on from step 2
+
+
+def test_what_is_done_is_not_done_again(whole, data, tokenizer, monkeypatch):
+    final, folder = whole
+
+    def never(*arguments, **options):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(capfilt, "fit", never)
+    run = pipeline(data, tokenizer, folder)
+    assert equal(run.final(), final) and not run.final().training
+    assert len(run.synthetic()) == 20
+    (folder / "captions.jsonl").unlink()  # judged again, from the same filter and the same captions
+    assert equal(run.final(), final)
+
+
+def test_another_runs_folder_is_refused(whole, data, tokenizer):
+    _, folder = whole
+    for changes, name in (({"top_p": 0.5}, "top_p"), ({"threshold": 0.7}, "judge"), ({"seed": 1}, "seed")):
+        with pytest.raises(CheckpointError, match=rf"other settings \({name}\)"):
+            pipeline(data, tokenizer, folder, **changes)
+    with pytest.raises(CheckpointError, match="data"):
+        pipeline((data[0], Scenes(9, size=32)), tokenizer, folder)
+
+
+# ------------------------------------------------------------------------------------------------- other data, filters
+
+
+def test_photos_and_another_judge(tokenizer, tmp_path):
+    photos = Photos()
+    noisy = NoisyCaptions(photos, 0.5, kinds=("swapped", "junk"))
+    short = dataclasses.replace(SETTINGS, steps=1)
+    changes = dict(pretrain=short, finetune=short, judge=by_cosine, threshold=0.0, top_p=None)
+    run = pipeline((noisy, photos), tokenizer, tmp_path, **changes)
+    assert run.final() is not None
+    scores = [line["score"] for line in run.table()]
+    assert min(scores) >= -1 and max(scores) <= 1
+
+
+def test_an_oracle_as_judge_leaves_no_false_caption(data, tokenizer, tmp_path, monkeypatch):
+    noisy, _ = data
+    texts_seen = {}
+
+    def oracle(model, images, which, ids, mask):
+        true = [noisy.true_captions(row) for row in range(20)]
+        said = [tokenizer.decode(i[m], skip_special_tokens=True).strip() for i, m in zip(ids, mask, strict=True)]
+        return torch.tensor([float(text in true[row]) for row, text in zip(which.tolist(), said, strict=True)])
+
+    def watched(model, batch_at, settings, run_dir, **more):
+        texts_seen[run_dir.name] = batch_at.__self__.dataset
+        return fit(model, batch_at, settings, run_dir=run_dir, **more)
+
+    monkeypatch.setattr(capfilt, "fit", watched)
+    pipeline(data, tokenizer, tmp_path, judge=oracle).final()
+    chosen = texts_seen["final"]
+    assert len(chosen) == 10 + 8  # the synthetic captions of an untrained model are all false
+    assert sorted(chosen.captions(i) for i in range(10)) == sorted(
+        noisy.captions(row) for row in range(20) if noisy.is_clean(row)
+    )
+
+
+# --------------------------------------------------------------------------------------------- recaptioned pictures
+
+
+def test_recaptioned_pictures_are_a_dataset(data):
+    noisy, clean = data
+    mixed = Recaptioned(noisy, {3: ["a dog", "two dogs"], 1: [], 0: ["a cat"]}, clean)
+    assert len(mixed) == 2 + 8
+    assert mixed.captions(0) == ["a cat"] and mixed.captions(1) == ["a dog", "two dogs"]
+    assert mixed.captions(2) == clean.captions(0) and mixed[2].captions == clean.captions(0)
+    assert mixed[1].captions == ["a dog", "two dogs"] and np.array_equal(mixed[1].image, noisy[3].image)
+    ids = [mixed.image_id(row) for row in range(len(mixed))]
+    assert len(set(ids)) == len(ids)  # though the two datasets number their images alike
+    pictures = mixed.pixels([9, 1, 0, 2], 32)
+    assert np.array_equal(pictures[[0, 3]], clean.pixels([7, 0], 32))
+    assert np.array_equal(pictures[[1, 2]], noisy.pixels([3, 0], 32))
+    assert mixed.pixels([], 32).shape == (0, 32, 32, 3)
+    assert all(region.kind != "image" for row in range(len(mixed)) for region in mixed.regions(row))
+    with pytest.raises(IndexError):
+        mixed.captions(10)
