@@ -50,6 +50,24 @@ def test_kept_and_fast_paths_agree_with_torch(mask, cross):
     assert torch.allclose(fast, attention.out(fused.transpose(1, 2).flatten(2)), atol=1e-12)
 
 
+def test_a_mask_may_be_a_bias_and_forbids_where_it_is_lowest():
+    attention, x, bias = Attention(32, 4), torch.randn(3, 6, 32), torch.randn(1, 4, 6, 6)
+    for allowed in (torch.ones(3, 1, 1, 6, dtype=torch.bool), MASKS["padding"]):
+        mask = bias.masked_fill(~allowed, torch.finfo(torch.bfloat16).min)  # (3, 4, 6, 6)
+        fast = attention(x, mask=mask)
+        with record_attention(nn.ModuleDict({"only": attention})) as maps:
+            kept = attention(x, mask=mask)
+        q, k, v = map(attention.split, attention.qkv(x).chunk(3, -1))
+        scores = q @ k.transpose(-2, -1) / 8**0.5 + bias
+        weights = scores.exp() * allowed / (scores.exp() * allowed).sum(-1, keepdim=True)
+        assert torch.allclose(maps["only"], weights, atol=1e-12)
+        assert torch.allclose(fast, kept, atol=1e-12)
+        fused = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        assert torch.allclose(fast, attention.out(fused.transpose(1, 2).flatten(2)), atol=1e-12)
+    zero = torch.zeros(1, 1, 6, 6).masked_fill(~MASKS["causal"], torch.finfo(torch.float32).min)
+    assert torch.allclose(attention(x, mask=zero), attention(x, mask=MASKS["causal"]), atol=1e-12)
+
+
 @pytest.mark.parametrize("two_step", [False, True])
 def test_images_that_do_not_divide_into_patches_are_refused(two_step):
     encoder = ImageEncoder(ImageConfig(32, 8, 1, BLOCK, two_step_patches=two_step))

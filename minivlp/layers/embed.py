@@ -81,15 +81,24 @@ class WordEmbed(nn.Module):
     """Word piece plus learned position, and BERT's LayerNorm where `norm_eps` is given: ids (B, L) -> (B, L, D).
 
     BERT's token-type embedding is the same vector for every token of a single text; when official weights are loaded it
-    is added to the positions.
+    is added to the positions. `position_std` None is no positions: the attention knows them (`layers.relative`).
     """
 
     def __init__(
-        self, vocabulary: int, length: int, width: int, word_std: float, position_std: float, norm_eps: float | None
+        self,
+        vocabulary: int,
+        length: int,
+        width: int,
+        word_std: float,
+        position_std: float | None,
+        norm_eps: float | None,
     ) -> None:
         super().__init__()
         self.words = nn.Embedding(vocabulary, width)
-        self.positions = nn.Parameter(torch.empty(length, width).normal_(std=position_std))
+        if position_std is None:
+            self.register_buffer("positions", torch.zeros(length, width), persistent=False)
+        else:
+            self.positions = nn.Parameter(torch.empty(length, width).normal_(std=position_std))
         self.norm = nn.Identity() if norm_eps is None else nn.LayerNorm(width, eps=norm_eps)
         nn.init.normal_(self.words.weight, std=word_std)
 
