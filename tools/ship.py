@@ -64,7 +64,7 @@ SHIPPED = {
     ),
     "albef_nano": Shipped(
         "ALBEF as lesson 03 trains it, on more scenes and for longer; no teacher, no queue.",
-        Variant("albef", recipe={"scenes": 20000, "steps": 1500}),
+        Variant("albef", recipe={"scenes": 20000, "steps": 1200}),
     ),
 }
 
