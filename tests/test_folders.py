@@ -12,10 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from minivlp.data.augment import crop, hflip, mirror_words
+from minivlp.data.augment import Augmented, crop, hflip, mirror_words
 from minivlp.data.batch import Region, Sample
 from minivlp.data.damage import DataError
 from minivlp.data.folders import Folder, Photos, open_folder
+from minivlp.data.loading import Loader
+from minivlp.data.text import load_tokenizer
 
 
 def halves(width: int = 40, height: int = 20) -> Image.Image:
@@ -432,6 +434,110 @@ def test_a_crop_drops_words_about_what_was_cut_off():
     for bad in [(0.5, 0.5, 0, 1), (0.9, 0.5, 0.4, 1), (float("nan"), 0.5, 1, 1)]:
         with pytest.raises(ValueError, match="box of a crop"):
             crop(sample, bad)
+
+
+class Cups:
+    """Pictures of 64 pixels: a white cup and a grey dog on black, on whole pixels, the cup left of the dog."""
+
+    def __init__(self, count: int = 12, boxes: bool = True):
+        rng = np.random.default_rng(0)
+        starts = np.stack([rng.integers(0, 12, count), rng.integers(0, 40, count), rng.integers(36, 48, count)], 1)
+        self.cups = [(x, y, x + 16, y + 12) for x, y, _ in starts.tolist()]
+        self.dogs = [(x, 50 - y, x + 12, 62 - y) for _, y, x in starts.tolist()]
+        self.boxes = boxes
+
+    def __len__(self):
+        return len(self.cups)
+
+    def __getitem__(self, row):
+        image = self.pixels([row], 64)[0]
+        return Sample(image, row, self.captions(row), self.regions(row), source=f"cup {row}")
+
+    def captions(self, row):
+        return ["one cup left of a dog"]
+
+    def regions(self, row):
+        corners = [np.array(c[row]) / 64 for c in (self.cups, self.dogs)]
+        cup, dog = (tuple(map(float, (*(c[:2] + c[2:]) / 2, *(c[2:] - c[:2])))) for c in corners)
+        whole = Region((0.5, 0.5, 1.0, 1.0), "a cup left of a dog", "image")
+        found = [Region(cup, "a cup"), Region(dog, "a dog"), Region(cup, "a cup left of a dog", "relation"), whole]
+        return found if self.boxes else []
+
+    def image_id(self, row):
+        return 100 + row
+
+    def pixels(self, rows, size):
+        out = np.zeros((len(rows), size, size, 3), np.uint8)
+        for picture, row in zip(out, rows, strict=True):
+            for (x0, y0, x1, y1), grey in ((self.cups[row], 255), (self.dogs[row], 120)):
+                picture[y0 * size // 64 : y1 * size // 64, x0 * size // 64 : x1 * size // 64] = grey
+        return out
+
+
+def test_augmented_boxes_stay_on_their_pixels():
+    augmented = Augmented(Cups(), copies=8)
+    seen = 0
+    for row, picture in enumerate(augmented.pixels(range(len(augmented)), 64)):
+        for region in augmented.regions(row):
+            if region.kind == "object" and region.phrase == "a cup":
+                ys, xs = np.nonzero(picture[..., 0] > 185)  # halfway from the dog's grey to the cup's white
+                found = np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]) / 64
+                cx, cy, w, h = region.box
+                assert np.abs(found - [cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2]).max() < 1.6 / 64
+                seen += 1
+    assert seen > 50
+
+
+def test_augmented_words_stay_true():
+    augmented = Augmented(Cups(), copies=8, seed=3)
+    kinds = set()
+    for row in range(len(augmented)):
+        of = {region.phrase: region.box for region in augmented.regions(row) if region.kind == "object"}
+        spoken = [region.phrase for region in augmented.regions(row)] + augmented.captions(row)
+        assert spoken and augmented.captions(row), "no version is without words"
+        for text in spoken:
+            if "of" in text:  # both are still there, and they stand as the words say
+                assert (of["a cup"][0] < of["a dog"][0]) == ("left" in text)
+            assert text[:5] in of or text.startswith("one cup")
+        related = any(region.kind == "relation" for region in augmented.regions(row))
+        assert augmented.captions(row)[0].startswith("one cup") == related  # words about the whole, or of what is left
+        kinds.add((len(of), any("right" in text for text in spoken)))
+    assert kinds == {(2, False), (2, True), (1, False)}  # as it is or cropped, turned, one thing cut off
+
+
+def test_augmented_is_a_pure_function_of_seed_and_row_and_begins_with_the_picture_itself():
+    cups = Cups()
+    one, two, other = Augmented(cups, 4), Augmented(cups, 4), Augmented(cups, 4, seed=1)
+    rows = range(len(one))
+    assert len(one) == 48 and [one.image_id(row) for row in (0, 3, 4)] == [100, 100, 101]
+    assert (one.pixels(rows, 32) == two.pixels(rows, 32)).all() and (
+        one.pixels(rows, 32) != other.pixels(rows, 32)
+    ).any()
+    assert [one.regions(row) for row in rows] == [two.regions(row) for row in rows]
+    assert (one.pixels(rows[::4], 32) == cups.pixels(range(12), 32)).all() and one.regions(4) == cups.regions(1)
+    assert one.pixels([], 32).shape == (0, 32, 32, 3)
+    sample = one[5]
+    assert (sample.captions, sample.regions, sample.source) == (one.captions(5), one.regions(5), "cup 1")
+    cut = next(row for row in rows if one[row].image.shape != (64, 64, 3))
+    assert max(one[cut].image.shape[:2]) <= 64
+    with pytest.raises(ValueError, match="copies"):
+        Augmented(cups, 0)
+
+
+def test_augmented_pictures_without_boxes_keep_their_captions():
+    plain = Augmented(Cups(boxes=False), copies=6)
+    said = {text for row in range(len(plain)) for text in plain.captions(row)}
+    assert said == {"one cup left of a dog", "one cup right of a dog"}
+
+
+def test_training_batches_of_augmented_pictures():
+    tokenizer = load_tokenizer()
+    loader = Loader(Augmented(Cups()), tokenizer, 16, 64, seed=0, regions_per_image=2)
+    again = Loader(Augmented(Cups()), tokenizer, 16, 64, seed=0, regions_per_image=2)
+    assert loader.steps_per_epoch == 3  # 12 pictures in 4 versions
+    one, two = loader.batch(4), again.batch(4)
+    assert (one.images == two.images).all() and (one.region_boxes == two.region_boxes).all()
+    assert one.region_boxes.min() >= 0 and one.region_boxes.max() <= 1 and len(one.image_ids.unique()) < 16
 
 
 def test_the_photos_that_come_with_minivlp():

@@ -1,14 +1,18 @@
 """Flips and crops that keep boxes and words true (X-VLM, Zeng et al. 2022, crops around regions and flips with care).
 
-Both take a `Sample` and return one; `truth` is None afterwards, as the structured scene is no longer what is shown.
+`hflip` and `crop` take a `Sample` and return one; `truth` is None afterwards, as the structured scene is no longer what
+is shown. `Augmented` makes a dataset of them to train on.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from minivlp.data.batch import Box, Region, Sample
 
@@ -131,3 +135,105 @@ def _inside(box: Box, window: Box) -> tuple[Box, float]:
     w_in, h_in = right - left, bottom - top
     inner = ((left - x0 + w_in / 2) / wide, (top - y0 + h_in / 2) / high, w_in / wide, h_in / high)
     return inner, w_in * h_in / (w * h)
+
+
+WHOLE: Box = (0.5, 0.5, 1.0, 1.0)
+GRID = 32  # windows of `Augmented` begin and end at thirty-seconds of a side
+
+
+class Augmented:
+    """A dataset with every picture in `copies` versions: as it is, and flipped, cropped, or both.
+
+        loader = Loader(Augmented(train), tokenizer, 64, 64, regions_per_image=3)
+
+    Row r is version r % copies of row r // copies; what it looks like follows from `seed` and r alone, so batches stay
+    a pure function of the seed and the step. One epoch shows every version once. Versions share their `image_id`: they
+    are never each other's wrong answers. A crop holds at least one region whole (without regions: more than half of
+    the picture); where no word about the whole is left, the phrases of what is seen stand in for captions, and where
+    nothing at all is left, the picture stays whole.
+    """
+
+    def __init__(self, dataset: Any, copies: int = 4, seed: int = 0) -> None:
+        if copies < 1:
+            raise ValueError(f"copies is a number of versions from 1 on, not {copies}")
+        self.dataset, self.copies, self.seed = dataset, copies, seed
+
+    def __len__(self) -> int:
+        return self.copies * len(self.dataset)
+
+    def __getitem__(self, row: int) -> Sample:
+        """The picture at its own size, cut out and turned, with the words that are still true."""
+        words, window, flipped = self._version(row)
+        sample = self.dataset[row // self.copies]
+        height, width = sample.image.shape[:2]
+        size = (max(1, round(window[2] * width)), max(1, round(window[3] * height)))
+        return replace(words, image=_cut(sample.image, window, flipped, size), source=sample.source)
+
+    def captions(self, row: int) -> list[str]:
+        return self._version(row)[0].captions
+
+    def regions(self, row: int) -> list[Region]:
+        return self._version(row)[0].regions
+
+    def image_id(self, row: int) -> int:
+        return self.dataset.image_id(row // self.copies)
+
+    def pixels(self, rows: Sequence[int], size: int) -> np.ndarray:
+        """uint8 pixels (B, size, size, 3): each window squashed to a square, cut from a picture of twice the size."""
+        out = np.zeros((len(rows), size, size, 3), np.uint8)
+        versions = [self._version(int(row)) for row in rows]
+        for scale, which in ((1, False), (2, True)):
+            here = [i for i, (_, window, _) in enumerate(versions) if (window != WHOLE) == which]
+            whole = self.dataset.pixels([int(rows[i]) // self.copies for i in here], scale * size) if here else []
+            for i, image in zip(here, whole, strict=True):
+                out[i] = _cut(image, *versions[i][1:], (size, size))
+        return out
+
+    def _version(self, row: int) -> tuple[Sample, Box, bool]:
+        """Words and boxes of this row (its image is a stand-in), the window that is cut out, whether it is turned."""
+        if not 0 <= row < len(self):
+            raise IndexError(f"row {row} of {len(self)}")
+        under, copy = divmod(row, self.copies)
+        blank = np.broadcast_to(np.uint8(0), (GRID, GRID, 3))  # words and boxes need no pixels
+        image_id, captions = self.dataset.image_id(under), self.dataset.captions(under)
+        sample, window = Sample(blank, image_id, captions, self.dataset.regions(under)), WHOLE
+        if copy == 0:
+            return sample, window, False
+        rng = np.random.default_rng((self.seed, row))
+        flip, cut = ((True, False), (False, True), (True, True))[rng.integers(3)]
+        if cut:
+            chosen = _window(sample.regions, rng)
+            part = crop(sample, chosen)
+            part.captions = part.captions or list(dict.fromkeys(region.phrase for region in part.regions))
+            if part.captions:
+                sample, window = part, chosen
+        turned = hflip(sample) if flip else sample
+        return turned, window, turned is not sample
+
+    def __repr__(self) -> str:
+        return f"Augmented({self.dataset!r}, copies={self.copies})"
+
+
+def _window(regions: Sequence[Region], rng: np.random.Generator) -> Box:
+    """A random window on the grid, half of each side or more, around one of the boxes; three quarters if none is."""
+    boxes = [region.box for region in regions if region.kind != "image"]
+    cx, cy, w, h = boxes[rng.integers(len(boxes))] if boxes else (0.5, 0.5, 0, 0)
+    shortest = GRID // 2 if boxes else 3 * GRID // 4
+    window = []
+    for low, high in ((cx - w / 2, cx + w / 2), (cy - h / 2, cy + h / 2)):
+        low, high = max(0, int(np.floor(low * GRID))), min(GRID, int(np.ceil(high * GRID)))
+        length = int(rng.integers(max(shortest, high - low), GRID + 1))
+        start = int(rng.integers(max(0, high - length), min(low, GRID - length) + 1))
+        window.append(((start + length / 2) / GRID, length / GRID))
+    (cx, w), (cy, h) = window
+    return cx, cy, w, h
+
+
+def _cut(image: np.ndarray, window: Box, flip: bool, size: tuple[int, int]) -> np.ndarray:
+    """The window of a picture (H, W, 3) at a size (width, height), seen in a mirror if `flip`."""
+    if window != WHOLE or image.shape[1::-1] != size:
+        cx, cy, w, h = window
+        height, width = image.shape[:2]
+        corners = ((cx - w / 2) * width, (cy - h / 2) * height, (cx + w / 2) * width, (cy + h / 2) * height)
+        image = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC, box=corners, reducing_gap=3.0))
+    return np.ascontiguousarray(image[:, :: -1 if flip else 1])
