@@ -402,7 +402,10 @@ def test_without_a_teacher_contrast_is_in_batch_and_both_sides_learn():
     batch.image_ids[1] = batch.image_ids[0]
     together = same_group(batch.image_ids, batch.ids, batch.mask)
     vectors = model.embed_images(batch.images), model.embed_texts(batch.ids, batch.mask)
-    assert torch.allclose(model.losses(batch)["itc"], contrastive_loss(*vectors, 1 / model.temperature, together))
+    loss, plain = model.losses(batch)["itc"], contrastive_loss(*vectors, 1 / model.temperature, together)
+    assert torch.allclose(loss, plain)
+    slopes = (torch.autograd.grad(value, model.project_text.weight)[0] for value in (loss, plain))
+    assert torch.allclose(*slopes)
     assert model.teacher is None and model.queue is None
 
 
@@ -534,6 +537,9 @@ def test_hard_negatives_are_what_the_student_confuses_with_the_teachers_vectors(
     images, texts = model.embed_images(batch.images), model.embed_texts(*inputs)
     assert torch.allclose(asked["similarity"], images @ slow.embed_texts(*inputs).T / model.temperature)
     assert torch.allclose(asked["back"], texts @ slow.embed_images(batch.images).T / model.temperature)
+    asked.clear()
+    tiny(hard_negatives=False).losses(batch)
+    assert not asked, "at random if so asked"
     one_way, other_way = torch.full((3, 3), -30.0), torch.full((3, 3), -30.0)
     one_way[0, 1] = other_way[0, 2] = 30.0  # image 0 is like text 1, text 0 like image 2
     drawn = hard_negatives(one_way, torch.eye(3, dtype=torch.bool), floor=0, back=other_way)
