@@ -128,7 +128,6 @@ TABLES = {
             "no box loss": Variant("xvlm", WITHOUT, MIXED),
             "no things": Variant("xvlm", WITH_BOXES, MIXED | {"kinds": ("phrase", "relation", "image")}),
             "no regions": Variant("xvlm", WITH_BOXES, MIXED | {"kinds": ("object", "image")}),
-            "whole pictures only": Variant("xvlm", WITHOUT, MIXED | {"regions_per_image": 0, "pairs_between": False}),
         },
         boxes_and_matching,
     ),

@@ -62,6 +62,10 @@ SHIPPED = {
             },
         ),
     ),
+    "vilt_nano": Shipped(
+        "ViLT as lesson 02 trains it, on more scenes and a little longer.",
+        Variant("vilt", recipe={"scenes": 20000, "steps": 600}),
+    ),
     "albef_nano": Shipped(
         "ALBEF as lesson 03 trains it, on more scenes and for longer; no teacher, no queue.",
         Variant("albef", recipe={"scenes": 20000, "steps": 1200}),

@@ -102,7 +102,7 @@ RECIPES: dict[str, dict[str, Recipe]] = {
     },
     "albef": {
         "quick": Recipe("nano", 1500, 64, (1, 3), 48, 20, **FUSE),
-        "laptop": Recipe("nano", 12000, 64, (1, 3), 48, 800, **FUSE),
+        "laptop": Recipe("nano", 12000, 64, (1, 3), 48, 700, **FUSE),
         "gpu": Recipe("small", 100_000, 128, (1, 3), 192, 6000, lr=1e-3, wrong_captions=True),
     },
     "vilt": {
