@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import dataclasses
 import io
 import json
 import math
@@ -22,7 +23,9 @@ from minivlp.data.scenes import Scenes
 from minivlp.data.text import encode, load_tokenizer
 from minivlp.layers.attention import record_attention
 from minivlp.models.clip import CLIP, CLIPConfig
+from minivlp.models.vilt import ViLT, ViLTConfig
 from minivlp.models.xvlm import XVLM, XVLMConfig
+from minivlp.visualize.attention import grad_cam, word_patch_attention
 from minivlp.visualize.page import save_page
 from minivlp.visualize.widgets import STATIC, AttentionViewer, Grounder, LiveCurves, RetrievalBrowser, rgb
 
@@ -172,6 +175,48 @@ def test_attention_of_a_model_without_is_the_nearness_of_words_and_patches(scene
         AttentionViewer.of(clip, scene.image, "", tokenizer)
 
 
+def test_attention_of_a_single_stream_is_cut_out_of_its_map(scene, tokenizer):
+    model = ViLT(ViLTConfig.nano(len(tokenizer))).eval()
+    widget = AttentionViewer.of(model, scene.image, scene.captions[0], tokenizer)
+    ids, mask = encode(tokenizer, [scene.captions[0]], 40)
+    with torch.no_grad(), record_attention(model) as maps:
+        model.match(to_tensor(scene.image[None]), ids, mask)
+    length = ids.shape[1]
+    assert widget.shape == [len(model.joint.blocks), model.config.image.block.heads, len(widget.words), 64]
+    for layer in range(widget.shape[0]):
+        kept = maps[f"joint.{layer}.self"][0, :, 1, length + 1 :]  # the first word, after [CLS]; its patches
+        np.testing.assert_allclose(widget.weights[layer, :, 0], kept.numpy(), rtol=1e-5)
+
+
+def test_layers_come_in_their_order_and_words_before_patches():
+    cross = {f"fusion.{layer}.cross": torch.full((1, 2, 3, 5), float(layer)) for layer in (10, 2, 0)}
+    found = word_patch_attention(cross | {"text.0.self": torch.ones(1, 2, 3, 3)}, 3)
+    assert list(found) == ["fusion.0.cross", "fusion.2.cross", "fusion.10.cross"]
+    assert found["fusion.2.cross"].shape == (1, 2, 3, 4)
+    joint = torch.arange(64.0).view(1, 1, 8, 8)  # 3 words, the class token, 4 patches
+    assert word_patch_attention({"joint.0.self": joint}, 3)["joint.0.self"].tolist() == joint[:, :, :3, 4:].tolist()
+    assert word_patch_attention({"text.0.self": joint, "image.0.self": joint}, 3) == {}
+
+
+def test_any_maps_can_be_shown_under_their_names(xvlm, scene, tokenizer):
+    caption = scene.captions[0]
+    ids, mask = encode(tokenizer, [caption], 40)
+    images = to_tensor(scene.image[None])
+    cams = grad_cam(xvlm, lambda: xvlm.match(images, ids, mask), ["fusion.1.cross"])
+    cam = cams["fusion.1.cross"][0, :, 1:]  # (L, P)
+    plan = torch.rand(2, ids.shape[1], 64)
+    widget = AttentionViewer.of(xvlm, scene.image, caption, tokenizer, maps={"Grad-CAM": cam, "transport plan": plan})
+    assert widget.names == ["Grad-CAM", "transport plan"] and widget.shape == [2, 1, len(widget.words), 64]
+    np.testing.assert_allclose(widget.weights[0, 0, 0], cam[1])  # the first word, after [CLS]
+    np.testing.assert_allclose(widget.weights[1, 0, 1], plan[:, 2].mean(dim=0), rtol=1e-6)
+    alone = AttentionViewer.of(xvlm, scene.image, caption, tokenizer, maps=plan)
+    assert alone.shape == [1, 2, len(widget.words), 64] and alone.names == []
+    with pytest.raises(ValueError, match=rf"maps of 3 tokens, but .* has {ids.shape[1]}, \[CLS\]"):
+        AttentionViewer.of(xvlm, scene.image, caption, tokenizer, maps=plan[:, :3])
+    with pytest.raises(ValueError, match="1 names for 2 layers"):
+        viewer(names=["one"])
+
+
 # The grounder.
 
 
@@ -224,6 +269,9 @@ def test_grounding_with_a_model(xvlm, scene, tokenizer):
         fit = xvlm.match(to_tensor(scene.image[None]), ids, mask).item()
     xvlm.train()
     np.testing.assert_allclose(widget.known[phrases[0]], [*box, fit], atol=1e-5)
+    untrained = XVLM(dataclasses.replace(xvlm.config, losses=("itc", "box_l1", "box_giou")))
+    silent = Grounder.of(untrained, scene.image, tokenizer, phrases)
+    assert silent.known[phrases[0]][4] is None  # a matching head that was never trained is not asked
     scores = [score for _, score in widget.look_at(BOX)["items"]]
     assert scores == sorted(scores, reverse=True) and len(scores) > 1
     with pytest.raises(TypeError, match="no `ground`"):

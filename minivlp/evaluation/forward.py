@@ -3,28 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from minivlp.asking import device_of, evaluating, once_each, texts_of
 from minivlp.data.batch import to_tensor
-from minivlp.data.text import encode
 
-
-@contextmanager
-def evaluating(model: Any) -> Iterator[Any]:
-    """The model without dropout and without gradients; every part is put back as it was."""
-    training = {part: part.training for part in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield model
-    finally:
-        for part, was in training.items():
-            part.training = was
+__all__ = ["evaluating", "once_each", "texts_of"]  # measures ask by these
 
 
 def need(model: Any, *verbs: str) -> None:
@@ -46,17 +34,6 @@ def images_of(model: Any, dataset: Any, rows: Sequence[int]) -> Tensor:
     distinct, where = np.unique(np.asarray(rows), return_inverse=True)
     pixels = dataset.pixels(distinct.tolist(), model.config.image.image_size)
     return to_tensor(pixels)[torch.from_numpy(where.reshape(-1))].to(device_of(model))
-
-
-def texts_of(model: Any, tokenizer: Any, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Token ids (B, L) and mask (B, L) of these texts, on the model's device."""
-    ids, mask = encode(tokenizer, list(texts), model.config.text.context_length)
-    return ids.to(device_of(model)), mask.to(device_of(model))
-
-
-def device_of(model: Any) -> torch.device:
-    """Where the model's weights lie."""
-    return next((weight.device for weight in model.parameters()), torch.device("cpu"))
 
 
 def embed_images(model: Any, dataset: Any, rows: Sequence[int], batch_size: int = 250) -> Tensor:
@@ -96,12 +73,6 @@ def each_text(model: Any, verb: str, dataset: Any, tokenizer: Any, rows: Sequenc
     distinct, where = np.unique(np.asarray(rows), return_inverse=True)
     images, which = images_of(model, dataset, distinct.tolist()), torch.from_numpy(where.reshape(-1))
     return once_each(model, verb, images, which.to(images.device), *texts_of(model, tokenizer, texts))
-
-
-def once_each(model: Any, verb: str, images: Tensor, which: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-    """`verb` of text i and image `which[i]`; `verb_many`, where the model has it, encodes each image once."""
-    many = getattr(model, f"{verb}_many", None)
-    return many(images, which, ids, mask) if many else getattr(model, verb)(images[which], ids, mask)
 
 
 def chunks(items: Sequence, size: int) -> Iterator[Sequence]:

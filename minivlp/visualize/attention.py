@@ -7,7 +7,8 @@ patches off their shapes. Axes: B batch, L text tokens, P patches, N tokens that
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -74,6 +75,23 @@ def grad_cam(model: nn.Module, score: Callable[[], Tensor], names: Sequence[str]
         name: (maps[name] * slope.clamp(min=0)).mean(1).detach().float()
         for name, slope in zip(names, slopes, strict=True)
     }
+
+
+def word_patch_attention(maps: Mapping[str, Tensor], length: int) -> dict[str, Tensor]:
+    """How much each of `length` text tokens looks at each patch: (B, H, L, P) by name, from first layer to last.
+
+    `maps` is what `record_attention` filled: either cross-attention (`fusion.1.cross`, (B, H, L, 1+P)), or attention of
+    one stream in which words stand before the image's class token and patches (`joint.1.self`, (B, H, L+1+P, L+1+P)).
+    The class token is left out, so rows sum to less than one. Empty where words and patches never meet.
+    """
+
+    def layers(ending: str) -> list[str]:
+        found = {name: re.search(rf"(\d+)\.{ending}$", name) for name in maps}
+        return sorted((name for name, match in found.items() if match), key=lambda name: int(found[name][1]))
+
+    if crossing := layers("cross"):
+        return {name: maps[name][..., 1:] for name in crossing}
+    return {name: maps[name][:, :, :length, length + 1 :] for name in layers("self") if name.startswith("joint.")}
 
 
 def word_patch_similarity(model: nn.Module, images: Tensor, ids: Tensor, mask: Tensor) -> Tensor:

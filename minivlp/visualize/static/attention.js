@@ -8,6 +8,7 @@ function heat(t) {
 
 // A sharper (temperature < 1) or flatter (> 1) version of the same distribution: p^(1/T), summing to one again.
 function temper(weights, temperature) {
+  if (!weights.some((x) => x > 0)) return weights; // Grad-CAM may find nothing at all for a word
   const powers = weights.map((x) => Math.pow(Math.max(x, 1e-12), 1 / temperature));
   const total = powers.reduce((a, b) => a + b, 0);
   return powers.map((x) => x / total);
@@ -101,7 +102,8 @@ function render({ model, el }) {
   const sliders = [slider(model, "temperature", "Temperature", [-1, 1, 0.05],
     (t) => `${t.toFixed(2)}${t < 0.99 ? " sharper" : t > 1.01 ? " flatter" : ""}`, (x) => 10 ** x, (t) => Math.log10(t))];
   if (heads > 1) sliders.unshift(slider(model, "head", "Head", [-1, heads - 1, 1], (x) => (x < 0 ? `mean of ${heads}` : `${x + 1} of ${heads}`)));
-  if (layers > 1) sliders.unshift(slider(model, "layer", "Layer", [0, layers - 1, 1], (x) => `${x + 1} of ${layers}`));
+  const names = model.get("names"); // of what is shown, where it is not just layers
+  if (layers > 1) sliders.unshift(slider(model, "layer", names.length ? "Map" : "Layer", [0, layers - 1, 1], (x) => names[x] ?? `${x + 1} of ${layers}`));
   const scale = h("div", { class: "mvlp-scale", "aria-hidden": "true" }, h("span", {}, "little"), h("i"), h("span", {}, "most attention"));
   const reset = h("button", { class: "mvlp-button", onclick: () => {
     put(model, { word: -1, patch: -1, temperature: 1, head: -1, layer: layers - 1 });
@@ -126,7 +128,7 @@ function render({ model, el }) {
         const top = all[word][best];
         c.imageSmoothingQuality = "high";
         c.drawImage((grey ??= greyed(view.image, W, H)), 0, 0);
-        c.drawImage(heatCanvas(all[word].map((x) => x / top), [rows, columns]), 0, 0, W, H);
+        c.drawImage(heatCanvas(all[word].map((x) => x / (top || 1)), [rows, columns]), 0, 0, W, H);
       }
       boxes.filter(([name]) => word < 0 || names(name, words[word]))
         .forEach(([name, box]) => drawBox(c, W, H, box, "#fff", name));
@@ -135,16 +137,17 @@ function render({ model, el }) {
     const column = patch >= 0 ? all.map((row) => row[patch]) : null, most = column ? Math.max(...column) : 0;
     buttons.forEach((button, i) => {
       button.setAttribute("aria-pressed", String(model.get("word") === i));
-      button.style.setProperty("--share", column ? `${Math.round((100 * column[i]) / most)}%` : "0%");
+      button.style.setProperty("--share", column ? `${Math.round((100 * column[i]) / (most || 1))}%` : "0%");
       button.title = column ? `${percent(column[i])} of the attention of “${words[i]}” falls on this patch` : "";
     });
     const said = [];
-    if (word >= 0) {
+    if (word >= 0 && !all[word][best]) said.push(`“${words[word]}” looks nowhere in this map.`);
+    else if (word >= 0) {
       said.push(`“${words[word]}” looks most at ${place(best)}: ${percent(all[word][best])} of its attention (an even spread gives ${percent(1 / all[word].length)}).`);
       const box = boxes.find(([name]) => names(name, words[word]));
       if (box) said.push(`${percent(inBox(all[word], box[1]))} falls in the box “${box[0]}”, which is ${percent(box[1][2] * box[1][3])} of the image.`);
     }
-    if (column) said.push(`The patch at ${place(patch)} is looked at most by “${words[column.indexOf(most)]}”.`);
+    if (column) said.push(most ? `The patch at ${place(patch)} is looked at most by “${words[column.indexOf(most)]}”.` : `No word looks at the patch at ${place(patch)}.`);
     status.textContent = said.join(" ") || "No word and no patch is chosen.";
     Object.assign(root.dataset, { word, patch, best });
   }

@@ -11,7 +11,8 @@ function render({ model, el }) {
   const live = model.get("asks") && !offline(model);
 
   const input = h("input", { type: "search", "aria-label": live ? "filter the captions, or type your own and press Enter" : "filter the captions",
-    placeholder: live ? "type your own caption, Enter" : "type to filter the captions", autocomplete: "off", oninput: () => draw() });
+    placeholder: live ? "type your own caption, Enter" : "type to filter the captions", autocomplete: "off",
+    oninput: () => { if (model.get("image") >= 0) put(model, { image: -1 }); draw(); } }); // who types looks for captions again
   const form = h("form", { class: "mvlp-form", onsubmit: (event) => { event.preventDefault(); enter(input.value.trim()); } }, input,
     h("button", { class: "mvlp-button mvlp-main", type: "submit" }, "Search"),
     h("button", { class: "mvlp-button", type: "button", onclick: () => { input.value = ""; choose({}); } }, "Show all"));

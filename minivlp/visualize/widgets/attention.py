@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 import traitlets as T
 
+from minivlp.asking import evaluating, texts_of
 from minivlp.data.batch import Box, Region
 from minivlp.data.text import words
 from minivlp.layers.attention import record_attention
-from minivlp.visualize.attention import word_patch_similarity
-from minivlp.visualize.widgets.asking import looking, pixels_of, texts_of
+from minivlp.visualize.attention import word_patch_attention, word_patch_similarity
 from minivlp.visualize.widgets.base import Widget, source
-from minivlp.visualize.widgets.pictures import Picture, data_url, png, rgb
+from minivlp.visualize.widgets.pictures import Picture, data_url, pixels_of, png, rgb
 
 
 class AttentionViewer(Widget):
@@ -31,6 +31,7 @@ class AttentionViewer(Widget):
         attention: (layers, heads, L, P), not negative, patches row by row; a class token must have been left out.
         grid: rows and columns of patches.
         boxes: what is known to be where, as `Region`s or pairs (name, box): drawn with the words that name them.
+        names: what to call the layers, one name each, where they are not layers: "attention", "Grad-CAM", …
 
     Raises ValueError when the numbers do not fit each other, or are negative or not finite.
     """
@@ -42,6 +43,7 @@ class AttentionViewer(Widget):
     shape = T.List(T.Int()).tag(sync=True)
     grid = T.List(T.Int()).tag(sync=True)
     boxes = T.List().tag(sync=True)
+    names = T.List(T.Unicode()).tag(sync=True)
     layer = T.Int().tag(sync=True)
     head = T.Int(-1, help="-1 is the mean of all heads").tag(sync=True)
     temperature = T.Float(1.0).tag(sync=True)
@@ -55,6 +57,7 @@ class AttentionViewer(Widget):
         attention: np.ndarray | torch.Tensor,
         grid: tuple[int, int],
         boxes: Iterable[Region | tuple[str, Box]] = (),
+        names: Sequence[str] = (),
     ) -> None:
         if isinstance(attention, torch.Tensor):
             attention = attention.detach().float().cpu().numpy()
@@ -67,6 +70,8 @@ class AttentionViewer(Widget):
             )
         if weights.size == 0 or not np.isfinite(weights).all() or weights.min() < 0:
             raise ValueError("attention must hold finite numbers that are not negative, and at least one of them")
+        if names and len(names) != len(weights):
+            raise ValueError(f"{len(names)} names for {len(weights)} layers of attention: give one for each")
         self.weights, self.pixels = weights, rgb(image)
         super().__init__(
             image=data_url(self.pixels),
@@ -75,6 +80,7 @@ class AttentionViewer(Widget):
             shape=list(weights.shape),
             grid=[rows, columns],
             boxes=[[name, list(map(float, box))] for name, box in map(name_and_box, boxes or ())],
+            names=list(names),
             layer=len(weights) - 1,
             word=int(self.shares().max(axis=1).argmax()),  # begin with the word that looks at one place most
         )
@@ -87,31 +93,36 @@ class AttentionViewer(Widget):
         caption: str,
         tokenizer: Any,
         boxes: Iterable[Region | tuple[str, Box]] = (),
+        maps: torch.Tensor | Mapping[str, torch.Tensor] | None = None,
     ) -> AttentionViewer:
         """Run `model` on an image and a caption and show how its words look at the patches.
 
-        Models with cross-attention show that of all layers and heads. A model whose words and patches never meet (CLIP)
-        shows the cosine of each word's vector with each patch's in the joint space, as a softmax over the patches with
-        temperature 0.07: no attention, but the nearest thing to it. Words of several pieces show the mean of their
-        pieces. Raises TypeError when the model has neither.
+        Models in which words look at patches (by cross-attention, or in one stream of both) show that of all layers and
+        heads. A model whose words and patches never meet (CLIP) shows the cosine of each word's vector with each
+        patch's in the joint space, as a softmax over the patches with temperature 0.07: no attention, but the nearest
+        thing to it. `maps` shows something else, such as Grad-CAM or a transport plan: weights (layers, heads, L, P),
+        (heads, L, P) or (L, P) of the L tokens of the caption as `encode` makes them and the P patches without the
+        class token; or several by name, {"Grad-CAM": (L, P), …}, to be chosen among.
+
+        Words of several pieces show the mean of their pieces. Raises TypeError when the model has nothing to show.
         """
-        images, (ids, mask) = pixels_of(model, [image]), texts_of(model, tokenizer, [caption])
-        with looking(model), record_attention(model) as maps:
-            verb = next((getattr(model, name) for name in ("match", "ground", "fill") if hasattr(model, name)), None)
-            if verb is not None:
-                verb(images, ids, mask)
-            names = sorted((n for n in maps if n.endswith(".cross")), key=lambda n: int(n.split(".")[1]))
-            if names:
-                weights = torch.stack([maps[name][0] for name in names])[..., 1:]  # (layers, H, L, P): no class token
-            else:
-                near = word_patch_similarity(model, images, ids, mask)  # (1, L, P)
-                weights = (near / 0.07).softmax(dim=-1)[None]  # (1, 1, L, P)
-        found = words(tokenizer, ids[0])
+        ids, mask = texts_of(model, tokenizer, [caption])
+        found, names = words(tokenizer, ids[0]), ()
         if not found:
             raise ValueError(f"the caption {caption!r} has no words")
+        if maps is None:
+            weights = attention_of(model, pixels_of(model, [image]), ids, mask)
+        elif isinstance(maps, Mapping):
+            names, weights = tuple(maps), stacked(list(maps.values()))
+        else:
+            weights = torch.as_tensor(maps)[(None,) * (4 - maps.ndim)]
+        if weights.shape[2] != ids.shape[1]:
+            raise ValueError(
+                f"maps of {weights.shape[2]} tokens, but {caption!r} has {ids.shape[1]}, [CLS] and [SEP] too"
+            )
         weights = torch.stack([weights[:, :, pieces].mean(dim=2) for _, pieces in found], dim=2)
         side = math.isqrt(weights.shape[-1])
-        return cls(image, [word for word, _ in found], weights, (side, side), boxes)
+        return cls(image, [word for word, _ in found], weights, (side, side), boxes, names)
 
     def shares(self) -> np.ndarray:
         """(L, P): the chosen layer and head (or the mean of the heads), each word's weights summing to one."""
@@ -133,3 +144,24 @@ class AttentionViewer(Widget):
 
 def name_and_box(what: Region | tuple[str, Box]) -> tuple[str, Box]:
     return (what.phrase, what.box) if isinstance(what, Region) else what
+
+
+def attention_of(model: torch.nn.Module, images: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """What the words of the first row give to its patches, (layers, H, L, P); cosines where they never meet."""
+    with evaluating(model), record_attention(model) as maps:
+        verb = next((getattr(model, name) for name in ("match", "ground", "fill") if hasattr(model, name)), None)
+        if verb is not None:
+            verb(images, ids, mask)
+        met = word_patch_attention(maps, ids.shape[1])
+        if met:
+            return torch.stack([weights[0] for weights in met.values()])
+        near = word_patch_similarity(model, images, ids, mask)  # (1, L, P)
+        return (near / 0.07).softmax(dim=-1)[None]  # (1, 1, L, P)
+
+
+def stacked(maps: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Maps (L, P) or (heads, L, P) as (maps, heads, L, P); the mean of the heads where their numbers differ."""
+    maps = [one[None] if one.dim() == 2 else one for one in map(torch.as_tensor, maps)]
+    if len({len(one) for one in maps}) > 1:
+        maps = [one.mean(dim=0, keepdim=True) for one in maps]
+    return torch.stack(maps)

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 import traitlets as T
 
+from minivlp.asking import evaluating, once_each, texts_of
 from minivlp.data.batch import Box, Region
-from minivlp.visualize.widgets.asking import looking, pixels_of, texts_of
 from minivlp.visualize.widgets.base import Widget, source, told
-from minivlp.visualize.widgets.pictures import Picture, data_url, png, rgb
+from minivlp.visualize.widgets.pictures import Picture, data_url, pixels_of, png, rgb
 
 
 class Grounder(Widget):
@@ -67,7 +67,7 @@ class Grounder(Widget):
 
     @classmethod
     def of(cls, model: torch.nn.Module, image: Picture, tokenizer: Any, phrases: Sequence[str]) -> Grounder:
-        """Ground with `model.ground`; the confidence is `model.match` of phrase and image, where the model has it.
+        """Ground with `model.ground`; the confidence is `model.match` of phrase and image, if it was trained to match.
 
         A drawn box is described by the phrases whose vectors are nearest to the region's (`embed_regions`), where the
         model can embed regions. Raises TypeError when the model has no `ground`.
@@ -76,19 +76,21 @@ class Grounder(Widget):
             raise TypeError(f"{type(model).__name__} cannot predict boxes: it has no `ground`. X-VLM has.")
         pixels = pixels_of(model, [image])
         phrases = list(dict.fromkeys(phrases))
+        # a matching head that no loss has trained would give a number all the same
+        sure = hasattr(model, "match") and "itm" in getattr(model.config, "losses", ("itm",))
 
         def ground_all(texts: list[str]) -> dict[str, tuple[Box, float | None]]:
             if not texts:
                 return {}
-            with looking(model):
+            with evaluating(model):
                 ids, mask = texts_of(model, tokenizer, texts)
-                images = pixels.expand(len(texts), -1, -1, -1)
-                boxes = model.ground(images, ids, mask).tolist()
-                fits = model.match(images, ids, mask).tolist() if hasattr(model, "match") else [None] * len(texts)
+                asked = pixels, torch.zeros(len(texts), dtype=torch.long, device=pixels.device), ids, mask
+                boxes = once_each(model, "ground", *asked).tolist()
+                fits = once_each(model, "match", *asked).tolist() if sure else [None] * len(texts)
             return {text: (box, fit) for text, box, fit in zip(texts, boxes, fits, strict=True)}
 
         def describe(box: Box) -> list[tuple[str, float]]:
-            with looking(model):
+            with evaluating(model):
                 where = torch.tensor([box], device=pixels.device)
                 region = model.embed_regions(pixels, where, torch.zeros(1, dtype=torch.long, device=pixels.device))
                 scores = (region @ model.embed_texts(*texts_of(model, tokenizer, phrases)).T)[0].tolist()

@@ -1,13 +1,18 @@
-"""Any picture as what a browser shows."""
+"""Any picture as a browser shows it, and as a model reads it."""
 
 from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image, ImageOps
+
+from minivlp.asking import device_of
+from minivlp.data.batch import to_tensor
 
 Picture = Image.Image | np.ndarray
 
@@ -47,3 +52,10 @@ def png(figure: Any) -> bytes:
     figure.savefig(file, format="png", metadata={"Software": None})
     Image.open(file).quantize(256, method=Image.Quantize.FASTOCTREE).save(small, "PNG", optimize=True)
     return small.getvalue()
+
+
+def pixels_of(model: torch.nn.Module, images: Sequence[Picture]) -> torch.Tensor:
+    """Images as the model reads them, squashed to its square: (B, 3, size, size)."""
+    size = (model.config.image.image_size,) * 2
+    squashed = [np.asarray(rgb(image).resize(size, Image.Resampling.BICUBIC)) for image in images]
+    return to_tensor(np.stack(squashed)).to(device_of(model))

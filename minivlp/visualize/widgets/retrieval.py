@@ -9,9 +9,9 @@ import numpy as np
 import torch
 import traitlets as T
 
-from minivlp.visualize.widgets.asking import looking, pixels_of, texts_of
+from minivlp.asking import evaluating, texts_of
 from minivlp.visualize.widgets.base import Widget, source, told
-from minivlp.visualize.widgets.pictures import Picture, data_url, png, thumbnail
+from minivlp.visualize.widgets.pictures import Picture, data_url, pixels_of, png, thumbnail
 
 
 class RetrievalBrowser(Widget):
@@ -82,7 +82,7 @@ class RetrievalBrowser(Widget):
         pixels = pixels_of(model, images)
 
         def score(some: Sequence[str]) -> torch.Tensor:
-            with looking(model):
+            with evaluating(model):
                 return model.similarity(pixels, *texts_of(model, tokenizer, some)).float().cpu()  # (n, m)
 
         return cls(images, captions, score(texts), lambda text: score([text])[:, 0].tolist())
