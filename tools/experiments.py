@@ -94,6 +94,8 @@ MIXED = {"steps": 400, "batch_size": 32, "regions_per_image": 2, "pairs_between"
 # the image tower, trained on clean phrases and frozen, stands for DeiT; everything else is new
 ALONE = {"steps": 400, "wrong_captions": False, "start_parts": ("image.",)}
 NOISY = {"steps": 200, "batch_size": 32, "wrong_captions": False}
+SCRATCH = {"steps": 400, "start": None, "frozen": ()}
+BRIEF = {"steps": 200, "batch_size": 32}
 # looks back over 50 steps, a small part of these runs; the paper's .995 would look back over most of one
 TAUGHT = {"momentum": 0.98, "alpha_steps": 100, "queue_size": 960}
 WITH_BOXES, WITHOUT = {"losses": ("itc", "itm", "box_l1", "box_giou")}, {"losses": ("itc", "itm")}
@@ -141,6 +143,22 @@ TABLES = {
             "+ teacher on ITC": Variant("albef", TAUGHT | {"distil": ("itc",)}, ALONE),
             "+ teacher on MLM": Variant("albef", TAUGHT, ALONE),
             "false captions instead": Variant("albef", recipe=ALONE | {"wrong_captions": True}),
+        },
+        fusion,
+    ),
+    "from_scratch": Table(
+        "the fusion models without the towers' start, shown once (400 steps)",
+        {name: Variant(model, recipe=SCRATCH) for name, model in (("ALBEF nano", "albef"), ("ViLT nano", "vilt"))},
+        fusion,
+        seeds=(0,),
+    ),
+    "vilt_seeds": Table("ViLT nano as lesson 02 trains it, three seeds", {"ViLT nano": Variant("vilt")}, fusion),
+    "vilt_ablation": Table(
+        "ViLT with and without word-patch alignment and false captions (200 steps of 32)",
+        {
+            "ITM + MLM": Variant("vilt", {"losses": ("itm", "mlm")}, BRIEF),
+            "+ WPA": Variant("vilt", recipe=BRIEF),
+            "no false captions": Variant("vilt", recipe=BRIEF | {"wrong_captions": False}),
         },
         fusion,
     ),
