@@ -107,7 +107,7 @@ RECIPES: dict[str, dict[str, Recipe]] = {
     },
     "vilt": {
         "quick": Recipe("nano", 1500, 64, (1, 3), 32, 15, **ONE),
-        "laptop": Recipe("nano", 12000, 64, (1, 3), 48, 500, **ONE),
+        "laptop": Recipe("nano", 12000, 64, (1, 3), 48, 450, **ONE),
         "gpu": Recipe("small", 100_000, 128, (1, 3), 128, 6000, lr=1e-3, wrong_captions=True),
     },
 }
