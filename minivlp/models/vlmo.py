@@ -205,7 +205,7 @@ class MoMEEncoder(nn.Module):
         real = None if mask is None else padding_mask(F.pad(mask, (0, patches), value=True))  # (B, 1, 1, N)
         if self.relative is None:
             return lambda layer: real
-        bias = self.relative(words, patches)  # (layers, H, N, N)
+        bias = self.relative(words, patches)[:, None]  # (layers, 1, H, N, N)
         return lambda layer: bias[layer] if real is None else bias[layer].masked_fill(~real, LOWEST)
 
 
