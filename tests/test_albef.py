@@ -541,7 +541,7 @@ def test_hard_negatives_are_what_the_student_confuses_with_the_teachers_vectors(
     tiny(hard_negatives=False).losses(batch)
     assert not asked, "at random if so asked"
     one_way, other_way = torch.full((3, 3), -30.0), torch.full((3, 3), -30.0)
-    one_way[0, 1] = other_way[0, 2] = 30.0  # image 0 is like text 1, text 0 like image 2
+    one_way[0, 1] = one_way[1, 0] = other_way[0, 2] = 30.0  # image 0 is like text 1, 1 like 0; text 0 like image 2
     drawn = hard_negatives(one_way, torch.eye(3, dtype=torch.bool), floor=0, back=other_way)
     assert drawn.text[0] == 1 and drawn.image[0] == 2
 
