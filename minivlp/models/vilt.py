@@ -8,17 +8,17 @@ Convolution or Region Supervision").
                                                                    ▼            ▼                 ▼
                                                            tanh ─► ITM         MLM     WPA: words move to patches
 
-What was new: no tower at all. Earlier models ran a detector over the picture before the transformer saw anything; here
-a patch is embedded by one matrix product, as cheaply as a word, and all the rest of the computation is spent on both
-together. The price is that nothing can be computed ahead: there is no vector of a picture alone, so to search N
+What was new: no tower at all. Most earlier models ran a detector over the picture before the transformer saw any of it;
+here a patch is embedded by one matrix product, as cheaply as a word, and all the rest of the computation is spent on
+both together. The price is that nothing can be computed ahead: there is no vector of a picture alone, so to search N
 captions is to run N pairs (CLIP: one dot product each).
 
 Code and paper: the pooled vector is read at the text's [CLS], not at the image's class token. The head of masked words
 is not tied to the word embedding. Half of a batch's rows keep their image for ITM, the others get one drawn at random;
 here never one of the same image or the same caption (`same_group`). MLM is a forward pass of its own: with words hidden
 and a wrong image there would be nothing to find. Masking whole words keeps the text from giving its own words away.
-Masked patch prediction was tried and did not help; the released code calls for a mask token that it does not have.
-That code also shuffles the patches and drops some of large images, which changes nothing or little: not here.
+Masked patch prediction is an ablation, which did not help as we remember the paper; the released code calls for a mask
+token that it does not have. That code also shuffles the patches and drops some of large images: not here.
 """
 
 from __future__ import annotations
@@ -94,7 +94,10 @@ class ViLTConfig:
 
     @classmethod
     def paper(cls) -> ViLTConfig:
-        """ViLT-B/32: a ViT-B/32 of 87.5 M parameters, 111.6 M with the words and the pooler, 135.7 M with the heads."""
+        """ViLT-B/32: a ViT-B/32 of 87.5 M parameters, 111.6 M with words and pooler, 135.7 M with the heads.
+
+        The paper counts the first (87.4 M, as we remember its table).
+        """
         words = BlockConfig(768, 12, 3072, norm_eps=1e-12)
         return cls(
             image=ImageConfig(384, 32, 12, BlockConfig(768, 12, 3072, norm_eps=1e-6)),
@@ -230,7 +233,6 @@ class ViLT(SingleStream):
         super().__init__(config)
         width, eps = config.image.block.width, config.text.block.norm_eps
         self.match_head = nn.Linear(width, 2)
-        nn.init.normal_(self.match_head.weight, std=0.02)  # or it starts with an opinion
         self.word_head = WordHead(width, config.text.vocabulary, eps)
         if "mpp" in config.losses:
             self.mask_token = nn.Parameter(torch.zeros(width))
