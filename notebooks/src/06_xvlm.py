@@ -363,59 +363,53 @@ print("it hears the difference that CLIP did not: who stands where")
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Where do the words look?
 # Two fusion layers with four heads each: eight maps for every word. Which one should we look at? Picking the prettiest
-# would be cheating, so we let the pointing game choose, on *validation* scenes: in which map does the word for a thing
-# point into its box most often? And, beside it, the text's class token, from which the box is read off.
+# would be cheating, so we let the pointing game choose, on *validation* scenes: take whole captions, and for each thing
+# the word that names it. In which map does this word point into the thing's box most often?
+
+# %%
+def noun_maps(scenes):
+    """Maps (R, rows, columns) of the words that name things, by layer and head (-1: their mean); boxes, rows of scenes."""
+    asked = [(row, r) for row in range(len(scenes)) for r in scenes.regions(row) if r.kind == "object"]
+    rows, nouns = [row for row, _ in asked], [region.phrase.split()[-1] for _, region in asked]
+    ids, mask = encode(tokenizer, [scenes.captions(row)[0] for row in rows], 56)
+    where = [next(pieces[-1] for word, pieces in words(tokenizer, text) if word == noun)
+             for text, noun in zip(ids, nouns, strict=True)]
+    with torch.no_grad(), record_attention(trained) as maps:
+        trained.match(to_tensor(scenes.pixels(rows, 64)), ids, mask)
+    found = {}
+    for layer in range(trained.config.fusion_layers):
+        looks = maps[f"fusion.{layer}.cross"][torch.arange(len(rows)), :, where, 1:]  # (R, H, P): no class token
+        found |= {(layer, head): attention.to_grid(heat) for head, heat in enumerate(looks.unbind(dim=1))}
+        found[layer, -1] = attention.to_grid(looks.mean(dim=1))
+    return found, torch.tensor([region.box for _, region in asked]), rows
+
+
+maps, places, where_from = noun_maps(Scenes(150, split="validation", seed=3))
+layer, head = max(maps, key=lambda key: pointing_game(maps[key], places).value)
+maps, places, where_from = noun_maps(Scenes(150, split="test", seed=7))  # scenes that had no say in the choice
+points = pointing_game(maps[layer, head], places, images=where_from)
 
 # %% tags=["nbval-ignore-output"]
-def cross_maps(scenes):
-    """Pointing game of each fusion layer and head (and their mean), for the thing's word and for the class token."""
-    asked = [(row, r) for row in range(len(scenes)) for r in scenes.regions(row) if r.kind == "object"]
-    rows = [row for row, _ in asked]
-    boxes = torch.tensor([region.box for _, region in asked])
-    ids, mask = encode(tokenizer, [region.phrase for _, region in asked], 56)
-    noun = torch.tensor([words(tokenizer, text)[-1][1][-1] for text in ids])  # where "heart" of "a heart" stands
-    with torch.no_grad(), record_attention(model) as maps:
-        model.ground(to_tensor(scenes.pixels(rows, recipe.size)), ids, mask)
-    found = {}
-    for layer in range(model.config.fusion_layers):
-        weights = maps[f"fusion.{layer}.cross"][..., 1:]  # (R, H, L, P): the image's first token left out
-        for name, position in (("word", noun), ("class token", torch.zeros_like(noun))):
-            looks = weights[torch.arange(len(rows)), :, position]  # (R, H, P)
-            heads = [*looks.unbind(dim=1), looks.mean(dim=1)]
-            for head, heat in zip([*range(looks.shape[1]), -1], heads, strict=True):
-                found[name, layer, head] = pointing_game(attention.to_grid(heat), boxes, images=rows)
-    return found
-
-
-def label(key):
-    return f"{key[0]}, layer {key[1]}, {'mean of heads' if key[2] < 0 else f'head {key[2]}'}"
-
-
-tried = cross_maps(Scenes(150, split="validation", seed=3))
-best = {name: max((key for key in tried if key[0] == name), key=lambda key: tried[key].value)
-        for name in ("word", "class token")}
-again = cross_maps(Scenes(150, split="test", seed=7))  # scenes that had no say in the choice
-Scores({label(key): again[key] for key in best.values()})
+Scores({f"layer {layer}, {'mean of heads' if head < 0 else f'head {head}'}: strongest patch inside": points})
 
 # %% tags=["check", "nbval-check-output"]
-assert max(again[key].value for key in best.values()) > 0.6
+assert points.value > 0.6 and points.value > 3 * points.chance
 print("chosen on validation scenes, and it still points on test scenes")
 
 # %%
-_, layer, head = best["word"]
-relation = next(region for region in play.regions if region.kind == "relation")
-ids, mask = encode(tokenizer, [relation.phrase], 56)
-with torch.no_grad(), record_attention(model) as maps:
-    model.ground(picture, ids, mask)
-weights = maps[f"fusion.{layer}.cross"][0, :, :, 1:]  # (H, L, P)
+caption = play.captions[0]
+ids, mask = encode(tokenizer, [caption], 56)
+with torch.no_grad(), record_attention(trained) as looks:
+    trained.match(picture, ids, mask)
+weights = looks[f"fusion.{layer}.cross"][0, :, :, 1:]  # (H, L, P)
 weights = attention.to_grid(weights.mean(dim=0) if head < 0 else weights[head])  # (L, rows, columns)
+weights = weights / weights.sum(dim=(1, 2), keepdim=True)  # of each word's look at the patches, where does it go?
 spoken = words(tokenizer, ids[0])
-named = [region.box for region in different_places(play.regions, ("object", "phrase"))]
 drawing.attention_figure(
     play.image,
     [word for word, _ in spoken],
     [weights[pieces].mean(dim=0).numpy() for _, pieces in spoken],
-    named,
+    [region.box for region in different_places(play.regions, ("object", "phrase"))],
     columns=7,
 )
 
@@ -424,7 +418,7 @@ drawing.attention_figure(
 
 # %% tags=["nbval-ignore-output", "widget"]
 things = [region for region in play.regions if region.kind in ("object", "phrase")]
-viewer = AttentionViewer.of(model, play.image, relation.phrase, tokenizer, things)
+viewer = AttentionViewer.of(trained, play.image, caption, tokenizer, things)
 viewer.layer, viewer.head = layer, head
 viewer
 
@@ -465,15 +459,15 @@ Scores({"X-VLM: box fits": bootstrap((iou(ours, boxes) >= 0.5).numpy(), 0.0, ima
 
 # %% tags=["nbval-ignore-output"]
 grains = region_retrieval(model, test, tokenizer, limit=100)
-Scores({name: score for name, score in grains.items() if "R@5" in name})
+Scores({name: score for name, score in grains.items() if "R@1" in name})
 
 # %% tags=["check", "nbval-check-output"]
 assert all(score.value > 10 * score.chance for name, score in grains.items() if name.startswith("text to region R@5"))
 print("every grain is found far more often than by chance")
 
 # %% [markdown]
-# Whole pictures are found best: their captions say most. "A heart" alone fits many a heart of the hundred pictures, and
-# only the one in its own picture counts. So compare a number with its chance and with its own past, not with its neighbour.
+# Compare a number with its chance, not with its neighbour. "A heart" may fit many a heart of the hundred pictures, and all
+# whose text is *equal* count as right; "a red heart", which is just as true of some of them, does not.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Does the mask give the box away?
@@ -588,8 +582,9 @@ print("where a patch is: easier to read after training with boxes than after CLI
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Change one thing: what do boxes and regions bring?
 # The paper takes its parts away one by one. Here, from scratch, three seeds each, with contrast, matching and boxes
-# (`python tools/experiments.py xvlm_ablation`): everything; no box loss; no single things; no regions larger than a
-# thing; and whole pictures only, which is much like ALBEF. All see the same number of batches.
+# (`python tools/experiments.py xvlm_ablation`): everything; no box loss; no single things ("a heart"); no regions with
+# more than the bare thing ("a red heart", "a heart left of a dog"). All see the same number of batches, every other one
+# of plain pairs, and each pair brings a false caption for matching.
 
 # %%
 ablation = by_variant("xvlm_ablation")
@@ -598,7 +593,17 @@ drawing.bars_with_spread(
 )
 
 # %% [markdown] slideshow={"slide_type": "subslide"}
-# ABLATION_TEXT
+# *What we see.*
+#
+# * **The boxes teach relations.** With the box loss the model begins to tell who stands where (about .6 on turned
+#   relations, .6 to .7 on swaps). Without it, it is still a coin, though it got the same false captions to learn from: its
+#   patches need not know where they are.
+# * **It takes phrases that speak of places.** Without "a heart left of a dog", whose box cannot be found without reading
+#   *left of*, the boxes alone teach no relations, and grounding is far worse.
+# * **Single things** help to find things; the rest hardly notices.
+# * **Search does not gain.** All find about half of the captions' pictures, and *no regions* a little more than
+#   the others: time spent on regions is not spent on whole captions. The paper reports gains for retrieval too. In 400
+#   steps from scratch we do not see them.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # **Positions.** Vision transformers usually *learn* a vector for each position, from a tiny random start; ours are fixed
@@ -620,7 +625,7 @@ for name, image in {"sine waves": image_config, "learned": replace(image_config,
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## The same model on real photographs
 # Twelve open photographs come along, with boxes. What does a model make of them that has seen nothing but emoji and
-# shapes on plain grounds?
+# shapes?
 
 # %%
 photos = Photos()
@@ -644,7 +649,7 @@ print("on photographs it fails")
 # %% [markdown]
 # It fails, and we should not be surprised. It knows the word *cat*, but only as a flat yellow face. *Coffee* it
 # has never read; such words fall to pieces that mean nothing to it. And nearly every thing of its world is a quarter to two
-# fifths of the picture's side, so its boxes have about that size, though a cat may fill the whole photo. It has learnt
+# fifths of the picture's side, so most of its boxes are small, though a cat may fill the whole photo. It has learnt
 # our little world, not the one outside the window.
 #
 # What does carry over is everything but the weights: regions as patches, the losses, the measures, the widgets. Point
