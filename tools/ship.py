@@ -63,8 +63,8 @@ SHIPPED = {
         ),
     ),
     "vilt_nano": Shipped(
-        "ViLT as lesson 02 trains it, on more scenes and three times as long: matching begins late.",
-        Variant("vilt", recipe={"scenes": 20000, "steps": 1400}),
+        "ViLT as lesson 02 trains it, on more scenes and twice as long: matching begins late.",
+        Variant("vilt", recipe={"scenes": 20000, "steps": 1100}),
     ),
     "albef_nano": Shipped(
         "ALBEF as lesson 03 trains it, on more scenes and for longer; no teacher, no queue.",
