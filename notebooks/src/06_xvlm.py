@@ -340,7 +340,7 @@ show_boxes(test, [(row, regions[:1]) for row, regions in related if regions][:3]
 # at all: name something that is not there, or turn a relation round, and watch the number, not the box. A box you get in
 # any case: the box head was never taught to say "there is none".
 
-# %% tags=["nbval-ignore-output", "widget"]
+# %% tags=["nbval-ignore-output"]
 two_things = ["object", "object", "relation", "relation", "image"]  # kinds of region of a simple scene
 simple = (row for row in range(len(test)) if [region.kind for region in test.regions(row)] == two_things)
 play = next(test[row] for row in simple if not test.scene(row).ground.texture)
@@ -416,7 +416,7 @@ drawing.attention_figure(
 # %% [markdown]
 # All of them, to play with: point at a word, click a patch, move the sliders for layer, head and temperature.
 
-# %% tags=["nbval-ignore-output", "widget"]
+# %% tags=["nbval-ignore-output"]
 things = [region for region in play.regions if region.kind in ("object", "phrase")]
 viewer = AttentionViewer.of(trained, play.image, caption, tokenizer, things)
 viewer.layer, viewer.head = layer, head
