@@ -11,13 +11,13 @@ for Unified Vision-Language Understanding and Generation").
 What was new: (1) the three share their weights ("MED", a mixture of encoder and decoder): word embeddings,
 cross-attention and feed-forward serve all, only self-attention is the decoder's own, since reading and writing need
 different ones; (2) a model that can judge and write can mend its own training data. Pre-trained on captions from the
-web, half of which say nothing true, it is fine-tuned on few good ones: as a captioner, which writes a new caption for
-each image, and as a filter, which throws out those that do not match, old or new (`training.capfilt`).
+web, many of which do not say what is shown, it is fine-tuned on few good ones: as a captioner, which writes a new
+caption for each image, and as a filter, which throws out those that do not match, old or new (`training.capfilt`).
 
 Code and paper: [ENC] or [DEC] takes the place of [CLS], and words look at patches in *every* layer, where ALBEF has six
 layers for reading first. So ITM and LM read the text anew, three passes in all; the image is encoded once, and with
 shared cross-attention its keys and values are computed once for both. Labels are smoothed by 0.1. The teacher is
-ALBEF's, has a say in ITC only, and needs neither decoder nor heads.
+ALBEF's (so are our differences from its code), has a say in ITC only, and needs neither decoder nor heads.
 """
 
 from __future__ import annotations
@@ -168,7 +168,8 @@ class BLIP(TaughtTowers):
             taught, alpha = self.ask_teacher(batch.images, visual)
             words = self.encode_text(batch.ids, batch.mask)
             out["itc"], likeness = self.contrast(batch, visual, words, taught, alpha)
-        keys_values = self.text.keys_values(visual)  # once for all the texts that will look at it
+        if on & {"itm", "lm"}:
+            keys_values = self.text.keys_values(visual)  # once for all the texts that will look at it
         if "itm" in on:
             together = same_group(batch.image_ids, batch.ids, batch.mask)
             if negatives is None and "itc" in on:

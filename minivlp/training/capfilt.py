@@ -36,7 +36,7 @@ PRETRAIN, CAPTION, FILTER = ("itc", "itm", "lm"), ("lm",), ("itc", "itm")
 
 
 def by_matching(model: Any, images: Tensor, which: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-    """(R,) probability that text r matches image which[r]: the paper's filter, which keeps one half and more."""
+    """(R,) probability that text r matches image which[r]: the paper's filter, with a threshold of one half."""
     return model.match_many(images, which, ids, mask)
 
 
