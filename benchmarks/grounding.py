@@ -13,7 +13,7 @@ import time
 
 import torch
 
-from benchmarks.clip_step import synchronise
+from benchmarks._step import synchronise
 from minivlp.asking import evaluating
 from minivlp.machine import device, reuse_memory
 from minivlp.models.xvlm import XVLM, XVLMConfig

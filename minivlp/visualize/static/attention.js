@@ -102,8 +102,8 @@ function render({ model, el }) {
   const sliders = [slider(model, "temperature", "Temperature", [-1, 1, 0.05],
     (t) => `${t.toFixed(2)}${t < 0.99 ? " sharper" : t > 1.01 ? " flatter" : ""}`, (x) => 10 ** x, (t) => Math.log10(t))];
   if (heads > 1) sliders.unshift(slider(model, "head", "Head", [-1, heads - 1, 1], (x) => (x < 0 ? `mean of ${heads}` : `${x + 1} of ${heads}`)));
-  const names = model.get("names"); // of what is shown, where it is not just layers
-  if (layers > 1) sliders.unshift(slider(model, "layer", names.length ? "Map" : "Layer", [0, layers - 1, 1], (x) => names[x] ?? `${x + 1} of ${layers}`));
+  const called = model.get("names"); // what is shown, where it is not just layers
+  if (layers > 1) sliders.unshift(slider(model, "layer", called.length ? "Map" : "Layer", [0, layers - 1, 1], (x) => called[x] ?? `${x + 1} of ${layers}`));
   const scale = h("div", { class: "mvlp-scale", "aria-hidden": "true" }, h("span", {}, "little"), h("i"), h("span", {}, "most attention"));
   const reset = h("button", { class: "mvlp-button", onclick: () => {
     put(model, { word: -1, patch: -1, temperature: 1, head: -1, layer: layers - 1 });

@@ -40,8 +40,8 @@ function smoothed(steps, values, window) { // mean of what lies within half a wi
 const seriesOf = (model) => Object.fromEntries(model.get("series").map(([name, ...points]) => [name, points]));
 
 function render({ model, el }) {
-  const { root, body, status } = frame(el, "training curves",
-    "Grows while the training cell runs. To stop early press ■ (interrupt the kernel) in the toolbar: the history is kept. Point at the chart to read values.");
+  const { root, body, status } = frame(el, "training curves", offline(model) ? "How training went. Point at the chart to read values."
+    : "Grows while the training cell runs. To stop early press ■ (interrupt the kernel) in the toolbar: the history is kept. Point at the chart to read values.");
   const chart = svg("svg", { viewBox: `0 0 ${WIDE} ${HIGH}`, role: "img", class: "mvlp-chart" });
   const legend = h("div", { class: "mvlp-legend", role: "group", "aria-label": "curves: click to hide or show" });
   const settle = roving(legend);

@@ -64,8 +64,8 @@ function render({ model, el }) {
       onclick: () => choose({ image: o.i }) },
       h("img", { src: thumbs[o.i], alt: "" }), ...(o.rank ? [h("span", {}, h("b", {}, `${o.rank}`), ` ${o.score.toFixed(2)}${o.true ? " ✓" : ""}`)] : []))), settleGrid);
 
-    leftTitle.textContent = byImage ? `Captions for the chosen image, best first (${byImage.shown.length} of ${n})` : `Captions (${plain.length} of ${n})`;
-    rightTitle.textContent = byText ? `Images for the words, best first (${byText.shown.length} of ${all.length})` : `Images (${all.length})`;
+    leftTitle.textContent = byImage ? `Captions for the chosen image, best first, with their similarity (${byImage.shown.length} of ${n})` : `Captions (${plain.length} of ${n})`;
+    rightTitle.textContent = byText ? `Images for the words, best first, with their similarity (${byText.shown.length} of ${all.length})` : `Images (${all.length})`;
     const truth = (found, kind) => (found.best ? `the true ${kind} is at rank ${found.best.rank} of ${found.total}` : "no true pair is known");
     status.textContent = byText ? `“${caption >= 0 ? captions[caption] : answer.text}”: ${truth(byText, "image")}.`
       : byImage ? `For this image the first of its true captions, “${captions[byImage.best?.i] ?? "?"}”, is at rank ${byImage.best?.rank ?? "?"} of ${byImage.total}.`
