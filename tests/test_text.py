@@ -7,9 +7,11 @@ import unicodedata
 import pytest
 import torch
 
+from minivlp.data.grammar import COLORS, OBJECTS, SHAPES, SIZES
 from minivlp.data.noise import JUNK
 from minivlp.data.scenes import Scenes
-from minivlp.data.text import SPECIAL, encode, load_tokenizer, sample_texts, train_tokenizer, words
+from minivlp.data.text import SPECIAL, encode, load_tokenizer, pieces_tokenizer, sample_texts, train_tokenizer, words
+from minivlp.evaluation.matching import FUNCTION_WORDS
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +148,16 @@ def test_a_folder_without_tokenizer_is_explained(tmp_path):
 def test_the_shipped_tokenizer_is_what_training_gives(tokenizer):
     made = train_tokenizer(*sample_texts())
     assert json.dumps(made.get_vocab(), sort_keys=True) == json.dumps(tokenizer.get_vocab(), sort_keys=True)
+
+
+def test_names_fall_to_pieces_and_nothing_else_does():
+    made = pieces_tokenizer()
+    names = {noun: made.tokenize(noun) for noun in OBJECTS}
+    assert sum(len(pieces) > 1 for pieces in names.values()) > 30 and len(names["butterfly"]) > 1
+    whole = {*COLORS, *SHAPES, *SIZES, *"a an the two three left right above below there is are picture of".split()}
+    assert all(made.tokenize(word) == [word] for word in whole)
+    # or a recipe that never hides "a" would leave the first piece of a name standing
+    assert not FUNCTION_WORDS & {pieces[0] for pieces in names.values()}
 
 
 def test_training_on_other_texts():

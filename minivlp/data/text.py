@@ -188,15 +188,26 @@ def sample_texts() -> tuple[list[str], list[str]]:
     return [text for text in texts if text.isascii()], _grammar_texts() + [t for t in texts if not t.isascii()]
 
 
-def _grammar_texts() -> list[str]:
-    """Texts that hold every word of the scene world."""
-    nouns = [Mention(noun, count=count) for noun in SHAPES + OBJECTS for count in (1, 2, 3)]
+def pieces_tokenizer() -> Any:
+    """A tokenizer in which most names of objects fall to two or three pieces ("butter ##fl ##y"), in English only.
+
+    Ours keeps every word of the scene world whole, so that hiding whole words or single tokens (`objectives.masking`)
+    is all the same. Here it is not, as with any tokenizer of everyday texts.
+    """
+    names = [english.bare(Mention(noun, count=count)) for noun in OBJECTS for count in (1, 2)]
+    others = [text for text in _grammar_texts(SHAPES, other="heart") if text.isascii()]
+    return train_tokenizer(names, whole=[*others, "an"], size=540)
+
+
+def _grammar_texts(names: Sequence[str] = SHAPES + OBJECTS, other: str = "apple") -> list[str]:
+    """Texts that hold every word of the scene world, or of what can be said of the things of these names."""
+    nouns = [Mention(noun, count=count) for noun in names for count in (1, 2, 3)]
     things = nouns + [Mention("heart", color, size) for color in COLORS for size in SIZES]
     texts = ["red, blue. yes; no: (0) -"]
     for say in (english, chinese):
         for one in things:
             for relation in english.RELATIONS:
-                texts += say.captions(Facts((one, Mention("apple")), (relation,)))
+                texts += say.captions(Facts((one, Mention(other)), (relation,)))
                 texts += [say.ask_what(relation, one), say.say_where(relation, one)]
                 texts += [say.ask_relation(one, relation, one), say.again(one) if say is chinese else ""]
             texts += say.captions(Facts((one,))) + say.neutral(one)
