@@ -187,9 +187,9 @@ TABLES = {
         fusion,
     ),
     "vilt_words": Table(
-        "what is hidden where names fall to pieces: whole words or single pieces (masked words alone, 400 steps)",
+        "what is hidden where names fall to pieces: whole words or single pieces (masked words alone, 200 steps)",
         {
-            name: Variant("vilt", {"losses": ("mlm",), "whole_words": whole}, {"steps": 400}, pieces=True)
+            name: Variant("vilt", {"losses": ("mlm",), "whole_words": whole}, {"steps": 200}, pieces=True)
             for name, whole in (("whole words", True), ("single pieces", False))
         },
         hidden_words,
