@@ -142,6 +142,21 @@ def test_length_penalty_decides_between_a_short_and_a_long_text():
     assert best(0.0) == [3, STOP] and best(1.0) == [4, 5, 6, STOP]
 
 
+def test_when_a_beam_ends_another_takes_its_place():
+    """Two beams: one ends at once, so the third-best beginning comes in, and it is the one that leads somewhere."""
+    table = torch.full((8, 8), -20.0)
+    table[2, STOP], table[2, 3], table[2, 4] = torch.tensor([0.5, 0.3, 0.2]).log()
+    table[3, 3:] = -1.6  # one of five, and so on for ever
+    table[5:, 3:] = -1.6
+    table[4, STOP] = 0.0
+
+    def step(ids, rows):
+        return table[ids[:, -1]]
+
+    written = generate(step, torch.tensor([[2]]), Rules(STOP, PAD, 9), beams=2, length_penalty=2.0)
+    assert text_of(written[0]) == [2, 4, STOP]
+
+
 def test_the_nucleus_is_the_smallest_set_that_reaches_p():
     logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()[torch.tensor([2, 0, 3, 1])]  # .15 .5 .05 .3
     kept = {p: nucleus(logits, p).isfinite().nonzero()[:, 0].tolist() for p in (0.4, 0.5001, 0.79, 0.81, 0.96, 1.0)}
