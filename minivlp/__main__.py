@@ -113,7 +113,7 @@ def open_data(options: argparse.Namespace, split: str | None, count: int, **scen
 
 def measure(model: Any, dataset: Any, tokenizer: Any) -> dict[str, Any]:
     """Every measure that this model and this dataset allow."""
-    from minivlp.evaluation.grounding import grounding
+    from minivlp.evaluation.grounding import grounding, region_retrieval
     from minivlp.evaluation.matching import counterfactual, masked_words
     from minivlp.evaluation.retrieval import retrieval
 
@@ -126,8 +126,11 @@ def measure(model: Any, dataset: Any, tokenizer: Any) -> dict[str, Any]:
         scores |= {f"counterfactual: {kind}": score for kind, score in changed.items()}
     if scenes and hasattr(model, "fill"):
         scores |= {f"masked word: {name}": s for name, s in masked_words(model, dataset, tokenizer).items()}
-    if hasattr(model, "ground") and any(dataset.regions(row) for row in range(min(50, len(dataset)))):
+    boxed = any(dataset.regions(row) for row in range(min(50, len(dataset))))
+    if boxed and hasattr(model, "ground"):
         scores |= grounding(model, dataset, tokenizer)
+    if boxed and hasattr(model, "embed_regions"):
+        scores |= region_retrieval(model, dataset, tokenizer)
     return scores
 
 
