@@ -242,7 +242,8 @@ def zoo() -> list[dict[str, str]]:
     for name, kind in MODELS.items():
         with torch.device("meta"):
             sizes = [kind(getattr(kind.Config, preset)()) for preset in ("nano", "paper")]
-        counts = [sum(p.numel() for p in model.parameters()) / 1e6 for model in sizes]
+        trained = [[p for p in model.parameters() if p.requires_grad] for model in sizes]  # a teacher is not counted
+        counts = [sum(p.numel() for p in params) / 1e6 for params in trained]
         source = inspect.getsource(inspect.getmodule(kind))
         skipped = (
             tokenize.COMMENT,
