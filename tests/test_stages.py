@@ -135,12 +135,12 @@ def test_hidden_patches_are_not_seen():
 def test_the_pixel_loss_by_hand():
     stage, batch = ImageStage(tiny()), batch_at(1)
     hidden = torch.zeros(6, 16, dtype=torch.bool)
-    hidden[2, 5] = hidden[4, 0] = True
+    hidden[2, 6] = hidden[4, 3] = True
     loss = stage.losses(batch, hidden)["pixels"]
     tokens = stage.model.joint(stage.model.image_input(batch.images, hidden, stage.hidden_patch), words=0)
     mean, spread = batch.images.mean((0, 2, 3))[:, None, None], batch.images.std((0, 2, 3), correction=0)[:, None, None]
     wanted = 0.0
-    for row, patch in ((2, 5), (4, 0)):
+    for row, patch in ((2, 6), (4, 3)):
         y, x = 8 * (patch // 4), 8 * (patch % 4)
         pixels = (batch.images[row, :, y : y + 8, x : x + 8] - mean) / spread
         wanted += (stage.head(tokens[row, 1 + patch]) - pixels.flatten()).square().mean().item() / 2
