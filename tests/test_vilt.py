@@ -541,7 +541,9 @@ def test_a_patch_is_hidden_before_it_gets_its_place():
     model, batch = tiny(losses=("mpp",)), some_batch(2)
     asked = torch.zeros(2, 16, dtype=torch.bool)
     asked[0, 3] = asked[1, 5] = True
-    logits, labels = model.guess_patches(batch.images, batch.ids, batch.mask, HiddenPatches(asked, asked))
+    hidden = HiddenPatches(asked, asked)
+    logits, labels = model.guess_patches(batch.images, batch.ids, batch.mask, hidden)
+    assert torch.allclose(model.losses(batch, hidden=hidden)["mpp"], masked_loss(logits, labels))
     assert logits.shape == (2, 3, 256) and labels.shape == (2, 3)
     other = batch.images.clone()
     other[0, :, :8, 24:] = torch.randn(3, 8, 8)  # patch 3 of the first image
@@ -652,7 +654,10 @@ def test_bfloat16_autocast_keeps_losses_in_float32():
     model = tiny(losses=("itm", "mlm", "wpa", "mpp"), mask_rate=0.5)
     with torch.autocast("cpu", torch.bfloat16):
         losses = model.losses(some_batch())
-    assert all(loss.dtype == torch.float32 and loss.isfinite() for loss in losses.values())
+        batch = some_batch()  # the loss itself would not show it: cross-entropy casts its input up
+        fused = model.look(picture := model.embed_image(batch.images), batch.ids, batch.mask)
+        kept = model.match_logits(fused), model.guess(picture, some_masked(batch), batch.mask)
+    assert all(loss.dtype == torch.float32 and loss.isfinite() for loss in (*losses.values(), *(x.sum() for x in kept)))
     sum(losses.values()).backward()
 
 
