@@ -226,7 +226,7 @@ class ViLT(SingleStream):
     """Pre-training: does the text match, which word is hidden, where do the words go?"""
 
     Config = ViLTConfig
-    lesson = "02"
+    lesson = "to come"
 
     def __init__(self, config: ViLTConfig, continues: Tensor | None = None) -> None:
         """`continues` (V,) bool: which ids go on with the word before ("##ing"); None if every token is a word."""
@@ -364,7 +364,7 @@ class ViLTAnswers(SingleStream):
     """Fine-tuning: a question about one image (VQA), or a statement about two (NLVR2), answered from a list."""
 
     Config = AnswersConfig
-    lesson = "02"
+    lesson = "to come"
 
     def __init__(self, config: AnswersConfig) -> None:
         super().__init__(config, config.images_per_text)

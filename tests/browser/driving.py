@@ -6,6 +6,9 @@ import json
 from contextlib import contextmanager
 from pathlib import Path
 
+import nbformat
+
+PATIENCE = 120_000  # milliseconds until something is given up that usually takes a second: test machines are busy
 SHOTS = Path(__file__).resolve().parents[2] / "build" / "screenshots"
 
 
@@ -14,7 +17,7 @@ def watched(browser, home: str, **options):
     """A page; fails at the end if a script failed in it, or if it asked anyone but `home` for anything."""
     context = browser.new_context(**options)
     page = context.new_page()
-    page.set_default_timeout(30_000)
+    page.set_default_timeout(PATIENCE)
     wrong = []
     page.on("pageerror", lambda error: wrong.append(f"script error: {error}"))
     page.on("request", lambda r: r.url.startswith((home, "data:", "blob:")) or wrong.append(f"request to {r.url}"))
@@ -22,6 +25,22 @@ def watched(browser, home: str, **options):
     yield page
     context.close()
     assert not wrong
+
+
+@contextmanager
+def in_lab(browser, lab, notebook, name: str, patience: int = PATIENCE):
+    """The notebook, opened in JupyterLab, all its cells running."""
+    address, root = lab
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(notebook, root / name)
+    with watched(browser, address, viewport={"width": 1180, "height": 1150}) as page:
+        page.goto(f"{address}/lab/tree/{name}?reset")
+        page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=patience)
+        page.wait_for_function(
+            "() => jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'", timeout=patience
+        )
+        page.evaluate("() => { jupyterapp.commands.execute('notebook:run-all-cells') }")  # not awaited
+        yield page
 
 
 def at(canvas, x: float, y: float) -> tuple[float, float]:
@@ -39,11 +58,17 @@ def drag(page, canvas, start, end) -> None:
     page.mouse.up()
 
 
-def says(widget, text: str) -> None:
-    """Wait until the widget's line in words holds `text`."""
+def expect(what):
+    """Playwright's, with our patience."""
     from playwright.sync_api import expect
 
-    expect(widget.get_by_role("status")).to_contain_text(text, timeout=15_000)
+    expect.set_options(timeout=PATIENCE)
+    return expect(what)
+
+
+def says(widget, text: str) -> None:
+    """Wait until the widget's line in words holds `text`."""
+    expect(widget.get_by_role("status")).to_contain_text(text)
 
 
 def near(found: str, box) -> bool:

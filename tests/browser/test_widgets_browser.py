@@ -7,7 +7,7 @@ import re
 
 import nbformat
 import pytest
-from driving import SHOTS, at, contrasts, drag, near, says, watched
+from driving import SHOTS, at, contrasts, drag, in_lab, near, says, watched
 from toys import BLUE, IMAGE, RED, WORDS, attention, gallery, ground
 
 CELLS = [
@@ -46,23 +46,14 @@ print("stopped early:", curves.interrupted)""",
 @pytest.fixture(scope="module")
 def page(lab, chromium):
     """The notebook, opened, all its cells running."""
-    address, root = lab
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell.strip()) for cell in CELLS])
-    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    nbformat.write(notebook, root / "widgets.ipynb")
-    with watched(chromium, address, viewport={"width": 1180, "height": 1150}) as page:
-        page.goto(f"{address}/lab/tree/widgets.ipynb?reset")
-        page.wait_for_selector(".jp-Notebook .jp-Cell")
-        page.wait_for_function(
-            "() => jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'", timeout=60_000
-        )
-        page.evaluate("() => { jupyterapp.commands.execute('notebook:run-all-cells') }")  # not awaited
+    with in_lab(chromium, lab, notebook, "widgets.ipynb") as page:
         yield page
 
 
 def test_curves_grow_and_the_stop_button_keeps_them(page):
     curves = page.locator(".mvlp-training")
-    curves.wait_for(timeout=60_000)
+    curves.wait_for()
     page.wait_for_function("() => +document.querySelector('.mvlp-training').dataset.steps > 60")
     says(curves, "Running")
     # a browser-side answer while the kernel is busy: this is what the sliders are built for

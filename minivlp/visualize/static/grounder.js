@@ -93,7 +93,7 @@ function render({ model, el }) {
   }
   function bars() {
     const { items = [], by = "" } = model.get("found"), top = Math.max(...items.map(([, score]) => score), 1e-9);
-    heading.textContent = items.length ? `What fits your box${by ? ` (${by})` : ""}` : "Drag a box over the image: what fits it is listed here.";
+    heading.textContent = items.length ? `What fits your box, best first${by ? ` (${by})` : ""}` : "Drag a box over the image: what fits it is listed here.";
     list.replaceChildren(...items.map(([text, score]) => h("li", { style: `--share:${Math.max(0, (100 * score) / top)}%` },
       h("span", {}, text), h("b", {}, score.toFixed(2)))));
   }

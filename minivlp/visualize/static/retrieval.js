@@ -47,7 +47,8 @@ function render({ model, el }) {
     const row = caption >= 0 ? all.map((i) => scores[i * n + caption]) : answer.scores ?? null;
     const byText = row && image < 0 ? ranked(row, (i) => caption >= 0 && owner[caption] === i) : null;
     const byImage = image >= 0 ? ranked(captions.map((_, j) => scores[image * n + j]), (j) => owner[j] === image) : null;
-    const plain = captions.map((_, i) => ({ i })).filter(({ i }) => matches(captions[i], input.value.trim()));
+    const typed = input.value.trim(), asked = typed === answer.text; // words that were asked filter no longer
+    const plain = captions.map((_, i) => ({ i })).filter(({ i }) => asked || matches(captions[i], typed));
 
     const bar = (o, list) => { // length of the bar: between the worst and the best that is shown
       const [low, high] = [Math.min(...list.map((p) => p.score)), Math.max(...list.map((p) => p.score))];
@@ -64,10 +65,10 @@ function render({ model, el }) {
       onclick: () => choose({ image: o.i }) },
       h("img", { src: thumbs[o.i], alt: "" }), ...(o.rank ? [h("span", {}, h("b", {}, `${o.rank}`), ` ${o.score.toFixed(2)}${o.true ? " ✓" : ""}`)] : []))), settleGrid);
 
-    leftTitle.textContent = byImage ? `Captions for the chosen image, best first, with their similarity (${byImage.shown.length} of ${n})` : `Captions (${plain.length} of ${n})`;
+    leftTitle.textContent = byImage ? `Captions for the chosen image, best first, with their similarity (${byImage.shown.length} of ${n})` : plain.length ? `Captions (${plain.length} of ${n})` : `No caption holds all of these words${live ? "; Enter asks the model" : ""}`;
     rightTitle.textContent = byText ? `Images for the words, best first, with their similarity (${byText.shown.length} of ${all.length})` : `Images (${all.length})`;
-    const truth = (found, kind) => (found.best ? `the true ${kind} is at rank ${found.best.rank} of ${found.total}` : "no true pair is known");
-    status.textContent = byText ? `“${caption >= 0 ? captions[caption] : answer.text}”: ${truth(byText, "image")}.`
+    status.textContent = byText?.best ? `“${captions[caption]}”: the true image is at rank ${byText.best.rank} of ${byText.total}.`
+      : byText ? `“${answer.text}”: words of your own, so no image is marked as the true one.`
       : byImage ? `For this image the first of its true captions, “${captions[byImage.best?.i] ?? "?"}”, is at rank ${byImage.best?.rank ?? "?"} of ${byImage.total}.`
       : `${all.length} images, ${n} captions. Nothing is chosen.`;
     Object.assign(root.dataset, { caption, image, first: byText ? byText.shown[0].i : byImage ? byImage.shown[0].i : -1 });
