@@ -430,7 +430,8 @@ drawing.bars_with_spread(
 )
 
 # %% [markdown]
-# SEEDS_TEXT
+# *What we see:* in these few minutes ViLT learns which colour is wrong, and begins to notice another size. Things, which
+# CLIP knows well, it has hardly begun to check, and relations are a coin. The wall of lesson 01 still stands.
 
 # %% [markdown] slideshow={"slide_type": "subslide"}
 # The same for your model; in profile `quick` it is the shipped one, which had more time.
@@ -561,7 +562,9 @@ measures = ["object", "colour", "relation", "swap"]
 drawing.bars_with_spread(with_and_without, [*(f"counterfactual: {kind}" for kind in measures), "masked word: right image"])
 
 # %% [markdown]
-# ABLATION_TEXT
+# *What we see:* no difference beyond the spread of the seeds. Moving words to patches is asked for with a tenth of the
+# weight, and begins to tell pairs apart only when matching does (see the log above). As we remember the paper, it gains
+# little there, too.
 
 # %% [markdown] slideshow={"slide_type": "subslide"}
 # **Whole words.** With the tokenizer that breaks names: hide whole words, or single pieces? Masked words alone, three
