@@ -34,7 +34,8 @@ def main() -> None:
     where = device()
     model = XVLM(XVLMConfig.nano(VOCABULARY)).to(where)
     print(f"{where}, torch {torch.__version__}, {torch.get_num_threads()} threads, {options.images} images at a time")
-    print(f"{'phrases per image':<20}{'once per phrase':>17}{'once per image':>17}{'ratio':>8}   phrases/s")
+    print("phrases per second, the image encoded")
+    print(f"{'phrases per image':<20}{'once per phrase':>17}{'once per image':>17}{'ratio':>8}")
     for phrases in (1, 4, 16):
         images = torch.randn(options.images, 3, 64, 64, device=where)
         rows = torch.arange(options.images, device=where).repeat_interleave(phrases)
