@@ -14,9 +14,10 @@
 # No word ever looks at a patch, and on *left of* it tosses a coin. So words and picture must meet earlier. How early?
 #
 # Most models before ViLT let them meet in a transformer, but first they ran an object detector over the picture. The
-# detector was slow, and it knew only its own list of things. ViLT (Kim, Son and Kim 2021) asks: do we need it? Do we need
-# any image tower at all? A word becomes a vector by a look into a table. Let a patch become a vector just as cheaply, by
-# **one matrix product**. Then let **one transformer** read words and patches together, from the first layer on.
+# detector was slow, and it knew only its own list of things. ViLT (Kim, Son and Kim 2021) asks: do we need it? Do we
+# need any image tower at all? A word becomes a vector by a look into a table. Let a patch become a vector just as
+# cheaply, by **one matrix product**. Then let **one transformer** read words and patches together, from the first layer
+# on.
 #
 # You will see where the computation goes, move words onto patches by hand, train such a model in a few minutes, and
 # find out what it learns first, and what last.
@@ -82,10 +83,10 @@ seeded = torch.manual_seed(0)
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Where does the computation go?
-# Every model of the family has three parts: the picture's own (**VE**, visual embedding), the text's own (**TE**), and the
-# place where the two meet (**MI**, modality interaction; lesson 00 drew the map). We run the parts of three nano models on
-# the same 64 pairs. Left: milliseconds here. Right: multiplications, which are the same on every machine. (Weights do not
-# matter for this, so the models are fresh. X-VLM has ALBEF's parts.)
+# Every model of the family has three parts: the picture's own (**VE**, visual embedding), the text's own (**TE**), and
+# the place where the two meet (**MI**, modality interaction; lesson 00 drew the map). We run the parts of three nano
+# models on the same 64 pairs. Left: milliseconds here. Right: multiplications, which are the same on every machine.
+# (Weights do not matter for this, so the models are fresh. X-VLM has ALBEF's parts.)
 
 # %%
 scenes = Scenes(recipe.scenes, split="train", seed=0, size=recipe.size, objects=recipe.objects)
@@ -135,7 +136,7 @@ def multiplications(run):
 with torch.no_grad():
     measured = {
         unit: {name: [measure(run) for run in runs] for name, runs in parts.items()}
-        for unit, measure in {"ms for 64 pairs": milliseconds, "million multiplications for a pair": multiplications}.items()
+        for unit, measure in (("ms for 64 pairs", milliseconds), ("million multiplications for a pair", multiplications))
     }
 
 # %%
@@ -160,12 +161,12 @@ assert share["CLIP"] < 0.01 and 0.1 < share["ALBEF"] < 0.6 and share["ViLT"] > 0
 print("where the two meet: CLIP spends next to nothing there, ALBEF a part, ViLT nearly everything")
 
 # %% [markdown] slideshow={"slide_type": "subslide"}
-# At this size one run of ViLT is about as much work as one of ALBEF; it is only done elsewhere. The paper's comparison was with models that have a
-# detector: about 900 ms for a pair against about 15 *(as we remember it; check the paper)*.
+# At this size one run of ViLT is about as much work as one of ALBEF; it is only done elsewhere. The paper's comparison
+# was with models that have a detector: about 900 ms for a pair against about 15 *(as we remember it; check the paper)*.
 #
 # **The price** is that nothing can be computed ahead. CLIP keeps one vector for each picture and each caption. ViLT has
-# no vector of a picture alone, so to compare a thousand pictures with a thousand captions is a million runs. Here we run
-# twenty by twenty, and scale it up:
+# no vector of a picture alone, so to compare a thousand pictures with a thousand captions is a million runs. Here we
+# run twenty by twenty, and scale it up:
 
 # %% tags=["nbval-ignore-output"]
 test = Scenes(1500, split="test", seed=7)
@@ -202,11 +203,11 @@ with drawing.style():
         strip = pixels.unflatten(1, (8, 8)).unflatten(0, (8, 8)).permute(1, 0, 2, 3, 4).reshape(8, 512, 3)
         ax.imshow(strip, extent=(left, left + 64, y, y + 1), aspect="auto")
         ax.plot([left + n for n in range(65) for _ in range(3)], [y, y + 1, np.nan] * 65, color="white", lw=0.5)
-    ends = (0, len(names) * wide, left + 64)
-    for start, end, name, color in ((*ends[:2], "+ modality: text", drawing.ORANGE), (*ends[1:], "+ modality: image", drawing.BLUE)):
-        ax.plot([start, end - 0.5], [1.35, 1.35], color=color, lw=2)
-        ax.text((start + end) / 2, 1.5, name, ha="center", va="bottom", fontsize=9)
-    ax.set(xlim=(-0.5, ends[2] + 0.5), ylim=(y - 0.2, 2.3), aspect="auto")
+    middle, end = len(names) * wide, left + 64
+    for start, stop, name, color in ((0, middle, "text", drawing.ORANGE), (middle, end, "image", drawing.BLUE)):
+        ax.plot([start, stop - 0.5], [1.35, 1.35], color=color, lw=2)
+        ax.text((start + stop) / 2, 1.5, f"+ modality: {name}", ha="center", va="bottom", fontsize=9)
+    ax.set(xlim=(-0.5, end + 0.5), ylim=(y - 0.2, 2.3), aspect="auto")
     ax.axis("off")
     plt.show()
 
@@ -222,16 +223,17 @@ length = int(mask[short].sum())
 with torch.no_grad():
     alone = trained.match(images[[short]], ids[[short], :length], mask[[short], :length])
     hidden = trained.match(images[[short]], ids[[short]], mask[[short]])
-    in_sight = trained.look(trained.embed_image(images[[short]]), ids[[short]], torch.ones_like(mask[[short]]))
-    in_sight = trained.match_logits(in_sight).softmax(dim=-1)[:, 1]
-assert mask.shape[1] > length and torch.allclose(alone, hidden, atol=1e-5) and not torch.allclose(alone, in_sight, atol=1e-5)
+    in_sight = trained.match(images[[short]], ids[[short]], torch.ones_like(mask[[short]]))
+assert mask.shape[1] > length and torch.allclose(alone, hidden, atol=1e-5)
+assert not torch.allclose(alone, in_sight, atol=1e-5)
 print("hidden padding changes nothing; padding in sight would")
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Moving words onto patches
-# Does a caption belong to a picture? One way to ask: **what does it cost to move its words onto the patches?** A word and
-# a patch are near each other if their vectors point the same way: the cost of a move is one minus their cosine. Every
-# word has the same share to give, every patch the same to take. The cheapest such plan is called *optimal transport*.
+# Does a caption belong to a picture? One way to ask: **what does it cost to move its words onto the patches?** A word
+# and a patch are near each other if their vectors point the same way: the cost of a move is one minus their cosine.
+# Every word has the same share to give, every patch the same to take. The cheapest such plan is called *optimal
+# transport*.
 #
 # A small example: three words, four patches.
 
@@ -260,8 +262,9 @@ with drawing.style():
     for ax, (name, table) in zip(axes, {"cost": torch.tensor(price), **plans}.items(), strict=True):
         ax.imshow(table, cmap="cividis", vmin=0, vmax=1 if name == "cost" else 0.35)
         for (i, j), value in np.ndenumerate(table.numpy()):
+            label = f"{value:.1f}" if name == "cost" else f"{100 * value:.0f} %"
             ink = "black" if value > (0.5 if name == "cost" else 0.17) else "white"
-            ax.text(j, i, f"{value:.1f}" if name == "cost" else f"{100 * value:.0f} %", ha="center", va="center", color=ink, fontsize=8)
+            ax.text(j, i, label, ha="center", va="center", color=ink, fontsize=8)
         ax.set(xticks=range(4), yticks=range(3), yticklabels=said)
         ax.set_xticklabels(shown, rotation=40, ha="right")
         ax.set_title("cost" if name == "cost" else f"plan, {name} step{'s' * (name > 1)}")
@@ -270,9 +273,9 @@ with drawing.style():
     plt.show()
 
 # %% [markdown]
-# The first step is timid, and each goes on from the plan before. After fifty, *heart* lies on the hearts and *dog* on the
-# dog. And the ground? Every patch takes its share, so somebody must go there: *red* most of all, as *heart* has better
-# places, and what is left over of *dog*.
+# The first step is timid, and each goes on from the plan before. After fifty, *heart* lies on the hearts and *dog* on
+# the dog. And the ground? Every patch takes its share, so somebody must go there: *red* most of all, as *heart* has
+# better places, and what is left over of *dog*.
 
 # %% tags=["nbval-check-output"]
 for steps, plan in plans.items():
@@ -285,13 +288,15 @@ for steps, plan in plans.items():
 # %% tags=["check", "nbval-check-output"]
 everything = torch.ones(1, 3, dtype=torch.bool), torch.ones(1, 4, dtype=torch.bool)
 assert torch.allclose(ipot(torch.tensor(price)[None], *everything)[0], plans[50], atol=1e-5)
-assert torch.allclose(plans[50].sum(dim=1), torch.full((3,), 1 / 3)) and torch.allclose(plans[50].sum(dim=0), torch.full((4,), 1 / 4), atol=1e-3)
+assert torch.allclose(plans[50].sum(dim=1), torch.full((3,), 1 / 3))
+assert torch.allclose(plans[50].sum(dim=0), torch.full((4,), 1 / 4), atol=1e-3)
 print("the loop and the library agree; words give a third each, patches take a quarter")
 
 # %% [markdown] slideshow={"slide_type": "subslide"}
-# **As a loss (WPA):** the move should be cheap for pairs that belong together, and dear for others. The plan is taken as
-# given; the gradient flows through the cost alone, and pulls words towards the patches on which they lie. Its weight is
-# small, a tenth. Here is what the trained model makes of it, in a batch of 64 pairs, and with the pictures passed on by one:
+# **As a loss (WPA):** the move should be cheap for pairs that belong together, and dear for others. The plan is taken
+# as given; the gradient flows through the cost alone, and pulls words towards the patches on which they lie. Its weight
+# is small, a tenth. Here is what the trained model makes of it, in a batch of 64 pairs, and with the pictures passed on
+# by one:
 
 # %% tags=["check", "nbval-check-output"]
 with torch.no_grad():
@@ -304,7 +309,8 @@ print("the way to one's own picture is cheaper")
 
 # %% [markdown]
 # And a plan is a map, from every word to all patches. The dashed boxes are the things. See who takes the ground: words
-# that have no patch of their own. And the names often lie at the *edge* of their thing: patches know what is beside them.
+# that have no patch of their own. And the names often lie at the *edge* of their thing: patches know what is beside
+# them.
 
 # %%
 look_at = next(r for r in range(60, len(test)) if len(test.scene(r).things) == 2 and not test.scene(r).ground.texture)
@@ -324,9 +330,9 @@ drawing.attention_figure(
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Hide whole words
-# Masked words are the other lesson that the picture gives: hide a word, and ask for it. But a tokenizer breaks rare words
-# to pieces, `gir ##af ##fe`. Hide one piece, and the other two give it away: no need to look at the picture. So ViLT hides
-# all pieces of a word, or none.
+# Masked words are the other lesson that the picture gives: hide a word, and ask for it. But a tokenizer breaks rare
+# words to pieces, `gir ##af ##fe`. Hide one piece, and the other two give it away: no need to look at the picture. So
+# ViLT hides all pieces of a word, or none.
 #
 # In our world every word is one token, so there is nothing to see. But we can make a tokenizer that breaks the names of
 # objects. How often do the other pieces leave only one possible name?
@@ -353,7 +359,7 @@ print(f"hide one piece of a name: in {100 * len(given_away) / len(asked):.0f} of
 # |---|---|---|---|
 # | blocks, width | 12, 768 | 4, 128 | minutes on a laptop |
 # | patches | one product, 32 pixels wide | two small steps, 8 wide | as in all our nano models |
-# | wrong pairs for ITM | half of the texts get another's picture | the same, and a false caption for each picture | see below |
+# | wrong pairs for ITM | half of the texts get another picture | the same, and a false caption each | see below |
 # | `mask_rate` | .15 of the words | .4, of words that name something | short captions |
 # | `losses` | ITM, MLM, WPA | the same | |
 #
@@ -362,7 +368,8 @@ print(f"hide one piece of a name: in {100 * len(given_away) / len(asked):.0f} of
 
 # %% tags=["nbval-check-output"]
 model = recipe.build(ViLT, len(tokenizer))
-modules = {"patches": model.joint.patches, "words": model.words, "transformer": model.joint.blocks, "word head": model.word_head}
+modules = {"patches": model.joint.patches, "words": model.words, "transformer": model.joint.blocks}
+modules["word head"] = model.word_head
 print({name: f"{sum(p.numel() for p in module.parameters()) / 1e6:.2f} M" for name, module in modules.items()})
 
 # %% [markdown] slideshow={"slide_type": "slide"}
@@ -376,9 +383,9 @@ print("learnt by heart: the sum of the three losses is far below where it began"
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Now train
-# What a blind guess costs: `mlm` begins near 7, the logarithm of the 1,200 words. A quarter of the pairs that `itm` asks about are
-# right (24 of 96), and always to say "one in four" costs .56. `wpa` is near zero, and falls below it when the right
-# pairs become the cheaper ones.
+# What a blind guess costs: `mlm` begins near 7, the logarithm of the 1,200 words. A quarter of the pairs that `itm`
+# asks about are right (24 of 96), and always to say "one in four" costs .56. `wpa` is near zero, and falls below it
+# when the right pairs become the cheaper ones.
 #
 # *Profile `laptop` takes a few minutes on two cores; `quick`, in which this page was made, only shows the first
 # steps. Set `MINIVLP_PROFILE` before you start Jupyter to choose. The stop button ends training whenever you like.*
@@ -402,21 +409,24 @@ print("masked words: the loss is falling")
 # dashed line is the blind guess of `itm`.
 
 # %%
-log = [json.loads(line) for line in shipped("vilt_nano").with_suffix(".log.jsonl").read_text(encoding="utf-8").splitlines()]
+lines = shipped("vilt_nano").with_suffix(".log.jsonl").read_text(encoding="utf-8").splitlines()
+log = [json.loads(line) for line in lines]  # every tenth step
 figure = drawing.training_curves(log, ["mlm", "itm", "wpa"])
 figure.axes[1].axhline(0.562, color=drawing.INK, ls=(0, (3, 2)))
 figure
 
 # %% tags=["check", "nbval-check-output"]
-early, late = ({key: sum(row[key] for row in rows) / len(rows) for key in ("mlm", "itm")} for rows in (log[10:16], log[-10:]))
+early, late = (
+    {key: sum(row[key] for row in rows) / len(rows) for key in ("mlm", "itm")} for rows in (log[10:16], log[-10:])
+)
 assert early["mlm"] < 0.5 * log[0]["mlm"] and early["itm"] > 0.53 and late["itm"] < 0.42
 print("when masked words have lost half of their loss, matching has hardly begun; it begins late")
 
 # %% [markdown]
-# Why in this order? Our reading: a hidden word tells one token exactly what it should have said, and there are several in
-# every caption. Matching says one bit about a whole pair. And before a word can be checked against the picture, it must
-# have found its patch, in a stream where words and patches have never been brought together. Nothing is **aligned** here
-# before it is **fused**. Keep that in mind for the next lesson.
+# Why in this order? Our reading: a hidden word tells one token exactly what it should have said, and there are several
+# in every caption. Matching says one bit about a whole pair. And before a word can be checked against the picture, it
+# must have found its patch, in a stream where words and patches have never been brought together. Nothing is
+# **aligned** here before it is **fused**. Keep that in mind for the next lesson.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Does it read the words?
@@ -430,8 +440,8 @@ drawing.bars_with_spread(
 )
 
 # %% [markdown]
-# *What we see:* in these few minutes ViLT learns which colour is wrong, and begins to notice another size. Things, which
-# CLIP knows well, it has hardly begun to check, and relations are a coin. The wall of lesson 01 still stands.
+# *What we see:* in these few minutes ViLT learns which colour is wrong, and begins to notice another size. Things,
+# which CLIP knows well, it has hardly begun to check, and relations are a coin. The wall of lesson 01 still stands.
 
 # %% [markdown] slideshow={"slide_type": "subslide"}
 # The same for your model; in profile `quick` it is the shipped one, which had more time.
@@ -443,8 +453,8 @@ found = counterfactual(model, asked_scenes, tokenizer)
 found
 
 # %% [markdown]
-# **Masked words.** One word that names something is hidden in each caption. With the right picture, a wrong one, and none
-# (a grey one): what is right without the picture was guessed from the sentence.
+# **Masked words.** One word that names something is hidden in each caption. With the right picture, a wrong one, and
+# none (a grey one): what is right without the picture was guessed from the sentence.
 
 # %% tags=["nbval-ignore-output"]
 filled = masked_words(model, asked_scenes, tokenizer)
@@ -456,8 +466,8 @@ assert abs(found["relation"].value + found["swap"].value - 1) < 0.3
 print("it fills in words by looking, and knows a wrong colour; who stands where is still close to a coin")
 
 # %% [markdown]
-# So the words *do* look at the patches now. But a few minutes of one stream do not bring it to relations, the very thing
-# that we came for. More steps would help: in the shipped model, things and counts have come with twice the time.
+# So the words *do* look at the patches now. But a few minutes of one stream do not bring it to relations, the very
+# thing that we came for. More steps would help: in the shipped model, things and counts have come with twice the time.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Where do the words look?
@@ -508,8 +518,8 @@ def of_things(scenes):
 
 
 # %% [markdown]
-# The **pointing game** decides: how often does the strongest patch for a thing's word lie in the thing's box? The layer is
-# chosen on *validation* scenes; what is shown is measured on test scenes.
+# The **pointing game** decides: how often does the strongest patch for a thing's word lie in the thing's box? The layer
+# is chosen on *validation* scenes; what is shown is measured on test scenes.
 
 # %% tags=["nbval-ignore-output"]
 maps, boxes, rows = of_things(Scenes(100, split="validation", seed=3))
@@ -521,19 +531,19 @@ points = Scores({name: pointing_game(maps[name], boxes, images=rows) for name in
 points
 
 # %% tags=["check", "nbval-check-output"]
-assert max(score.value for score in points.values()) > 0.5
+chosen = next(name for name in best if name.startswith("Grad-CAM of the word"))
+assert points[chosen].value > 0.5
 print("chosen on validation scenes, and it still points on test scenes")
 
 # %% [markdown]
-# Roll-out and Grad-CAM of the word point best; the plan is the roughest, as expected. Which to trust? Play with the viewer
-# below: roll-out shows nearly the same for every word of a caption, *things* rather than *this* thing. Grad-CAM of the
-# word tells one word from another. So here we trust that one.
+# Roll-out and Grad-CAM of the word point best; the plan is the roughest, as expected. Which to trust? Play with the
+# viewer below: roll-out's maps hardly differ from word to word, they show *things* rather than *this* thing, and only
+# their peaks move. Grad-CAM of the word tells one word from another. So here we trust that one.
 
 # %% [markdown] slideshow={"slide_type": "subslide"}
 # The same caption as above, by Grad-CAM of the word. Each word is hidden and asked for in turn.
 
 # %%
-chosen = next(name for name in best if name.startswith("Grad-CAM of the word"))
 length = its_ids.shape[1]
 one_each = (tensor.expand(length, *tensor.shape[1:]) for tensor in (picture, its_ids, its_mask))
 by_token = maps_of(*one_each, torch.arange(length))  # (L, 8, 8) by name
@@ -554,12 +564,13 @@ AttentionViewer.of(model, test[look_at].image, caption, tokenizer, things, maps=
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Change one thing
-# **Word-patch alignment.** The same training without WPA, three seeds each (`python tools/experiments.py vilt_ablation`).
+# **Word-patch alignment.** The same training without WPA, three seeds each
+# (`python tools/experiments.py vilt_ablation`).
 
 # %%
 with_and_without = by_variant("vilt_ablation") | {"+ WPA": by_variant("vilt_seeds")["ViLT nano"]}
-measures = ["object", "colour", "relation", "swap"]
-drawing.bars_with_spread(with_and_without, [*(f"counterfactual: {kind}" for kind in measures), "masked word: right image"])
+measures = [f"counterfactual: {kind}" for kind in ("object", "colour", "relation", "swap")]
+drawing.bars_with_spread(with_and_without, [*measures, "masked word: right image"])
 
 # %% [markdown]
 # *What we see:* no difference beyond the spread of the seeds. Moving words to patches is asked for with a tenth of the
@@ -577,8 +588,8 @@ drawing.bars_with_spread(by_variant("vilt_words"), [f"masked word: {name} image"
 # WORDS_TEXT
 
 # %% [markdown] slideshow={"slide_type": "subslide"}
-# *Your turn:* matching begins late. Does it begin earlier if nothing else is asked? Or with masked words alone, how far do
-# these get? About two minutes for 200 steps; other things worth a run are `wrong_captions=False` and `lr`.
+# *Your turn:* matching begins late. Does it begin earlier if nothing else is asked? About two minutes for 200 steps.
+# Other things worth a run: `wrong_captions=False`, or another `lr`.
 
 # %% tags=["nbval-ignore-output"]
 mine = replace(recipe, config=recipe.config | {"losses": ("itm",)})
@@ -633,7 +644,8 @@ def my_plan(cost, beta, outer):
 exercise.check_plan(my_plan)
 
 # %% [markdown]
-# Yours does what the model does. Try it on the words and patches of a picture (without `[CLS]`, `[SEP]` and class token):
+# Yours does what the model does. Try it on the words and patches of a picture (without `[CLS]`, `[SEP]` and class
+# token):
 
 # %% tags=["check", "nbval-check-output", "needs-solution"]
 with torch.no_grad():
@@ -671,7 +683,7 @@ exercise.check_sequence(my_sequence)
 # | size | 87 M parameters | 1.2 M |
 # | start | a ViT trained on ImageNet | towers trained on scenes with boxes |
 # | speed | about 15 ms for a pair, 900 with a detector | nearly all work is done where the two meet |
-# | search | Flickr30k R@1 64.4 (text to image) and 83.5 (image to text), fine-tuned | not tried: a million runs for a thousand by a thousand |
+# | search | Flickr30k R@1 64.4 (text to image), 83.5 (image to text), fine-tuned | not tried: a million runs |
 # | reasoning over two pictures | NLVR2 75.7 (dev), 76.1 (test) | who stands where: close to a coin in a few minutes |
 # | more steps | better with each doubling | the same: matching begins late |
 # | whole words | help | *Change one thing* |
