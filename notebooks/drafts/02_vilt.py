@@ -183,7 +183,7 @@ print(f"ViLT: {by_vilt.pairs:9,} pairs run,  {by_vilt.seconds_pairs / 60:5.1f} m
 # come the picture's class token (`c`) and its 64 patches, row by row.
 
 # %%
-three = sorted(range(64), key=lambda row: int(mask[row].sum()))[::31]  # a short, a middling and the longest caption
+three = sorted(range(64), key=lambda row: int(mask[row].sum()))[::31]  # a short, a middling and a long caption
 wide = 5  # a word is drawn as wide as five patches
 with drawing.style():
     figure, ax = plt.subplots(figsize=(9, 2.7), layout="constrained")
