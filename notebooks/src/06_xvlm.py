@@ -52,7 +52,7 @@ from minivlp.visualize.widgets import AttentionViewer, Grounder, LiveCurves
 
 recipe = RECIPES["xvlm"][profile()]
 tokenizer = load_tokenizer()
-torch.manual_seed(0);
+seeded = torch.manual_seed(0)
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## CLIP names things. Can it point?

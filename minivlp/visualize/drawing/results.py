@@ -90,5 +90,5 @@ def bars_with_spread(runs: Mapping[str, Sequence[Mapping[str, Any]]], measures: 
         ax.tick_params(axis="y", length=0)
         ax.grid(axis="x")
         ax.set_axisbelow(True)
-        ax.legend(ncols=len(runs) + 1, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
+        ax.legend(ncols=min(len(runs) + 1, 5), loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
     return figure
