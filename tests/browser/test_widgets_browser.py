@@ -174,7 +174,7 @@ def test_retrieval_ranks_both_ways_and_takes_free_words(page):
     assert 0 < captions.locator("button").count() <= 48
     words.fill("five!")
     words.press("Enter")
-    says(browser, "“five!”")
+    says(browser, "“five!”: words of your own")  # the answer, not the question
     assert images.locator("button").first.get_attribute("data-key") == "5"
     browser.get_by_role("button", name="Show all").click()
     says(browser, "Nothing is chosen.")
