@@ -390,6 +390,18 @@ def test_many_texts_of_one_image_get_what_each_gets_alone_and_encode_it_once(rer
         assert torch.allclose(one, other, atol=1e-10)
 
 
+@pytest.mark.parametrize("rerun", [0, 2])
+def test_a_text_is_matched_with_what_its_box_holds(rerun):
+    model, batch = tiny(rerun_blocks=rerun), some_batch()
+    rows, texts = batch.region_image, (batch.region_ids, batch.region_mask)
+    found = model.match_regions(batch.images, batch.region_boxes, rows, *texts)
+    _, visual, seen = model.encode_regions(batch.images, batch.region_boxes, rows)
+    expected = model.match_logits(model.fuse(model.encode_text(*texts), batch.region_mask, visual, seen)).softmax(1)
+    assert torch.allclose(found, expected[:, 1])
+    whole = model.match_many(batch.images, rows, *texts)
+    assert torch.allclose(found[:1], whole[:1]) and not torch.isclose(found[1:], whole[1:]).any()  # box 0 is the image
+
+
 def test_losses_are_those_of_the_config_and_boxes_need_regions():
     batch = some_batch()
     pairs = Batch(batch.images, batch.ids, batch.mask, batch.image_ids)

@@ -220,6 +220,11 @@ class XVLM(FusedTowers):
         """What is inside each of `boxes` (R, 4), box r in image `rows[r]`, as unit vectors (R, E)."""
         return self.embed_visual(self.encode_regions(images, boxes, rows)[1])
 
+    def match_regions(self, images: Tensor, boxes: Tensor, rows: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        """(R,) probability that text r (ids, mask (R, L)) says what is inside box r of image rows[r]."""
+        _, visual, seen = self.encode_regions(images, boxes, rows)
+        return self.match_logits(self.fuse(self.encode_text(ids, mask), mask, visual, seen)).softmax(dim=-1)[:, 1]
+
     def ground(self, images: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
         """Boxes (B, 4) of what the texts speak of."""
         return self.boxes_from(self.look(images, ids, mask))

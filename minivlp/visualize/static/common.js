@@ -116,7 +116,8 @@ function drawBox(c, W, H, [cx, cy, w, h], colour, text, dashed = false) {
   if (!text) return;
   c.font = "600 24px system-ui, sans-serif";
   const wide = Math.min(W, c.measureText(text).width + 18);
-  const [left, top] = [Math.max(0, Math.min(x, W - wide)), y >= 36 ? y - 36 : Math.min(y + h * H + 4, H - 34)];
+  const outside = y >= 36 ? y - 36 : Math.min(y + h * H + 4, H - 34);
+  const [left, top] = [Math.max(0, Math.min(x, W - wide)), dashed ? Math.max(0, y + h * H - 38) : outside]; // two boxes on the same place keep both tags readable
   c.fillStyle = colour;
   c.fillRect(left, top, wide, 34);
   c.fillStyle = "#000";

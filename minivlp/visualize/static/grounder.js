@@ -106,7 +106,7 @@ function render({ model, el }) {
     const side = (x, [low, high]) => (x < 0.37 ? low : x > 0.63 ? high : "middle");
     const where = `${side(box[1], ["top", "bottom"])} ${side(box[0], ["left", "right"])}`.replace("middle middle", "middle");
     status.textContent = `“${phrase}”: the model draws its box at the ${where}` +
-      (confidence == null ? "." : ` and gives ${percent(confidence)} that phrase and image belong together.`);
+      (confidence == null ? "." : ` and gives ${percent(confidence)} that ${model.get("meaning")}.`);
   }
   function sayFound() {
     const { items = [], problem } = model.get("found");

@@ -28,6 +28,7 @@ class Grounder(Widget):
         describe: box -> [(text, score), …], best first. Without it the browser ranks the known phrases by how much the
             model's box for them overlaps the drawn one.
         phrases: those that are asked now, so that they are answered at once and also without a kernel.
+        meaning: what the confidence is the probability of.
     """
 
     _esm = source("grounder")
@@ -38,6 +39,7 @@ class Grounder(Widget):
     describes = T.Bool(help="the kernel describes boxes").tag(sync=True)
     question = T.Dict(help="from the browser: a phrase or a box").tag(sync=True)
     answer = T.Dict(help="phrase, box, confidence; or phrase, problem").tag(sync=True)
+    meaning = T.Unicode().tag(sync=True)
     drawn = T.List(help="the reader's box").tag(sync=True)
     found = T.Dict(help="box, items [[text, score], …]; or box, problem").tag(sync=True)
 
@@ -47,6 +49,7 @@ class Grounder(Widget):
         ground: Callable[[str], tuple[Box, float | None]] | None = None,
         describe: Callable[[Box], Sequence[tuple[str, float]]] | None = None,
         phrases: Iterable[str] | Mapping[str, tuple[Box, float | None]] = (),
+        meaning: str = "phrase and image belong together",
     ) -> None:
         if not isinstance(phrases, Mapping):
             if ground is None:
@@ -60,6 +63,7 @@ class Grounder(Widget):
             phrases=list(known),
             asks=ground is not None,
             describes=describe is not None,
+            meaning=meaning,
         )
         if known:
             self.ask(next(iter(known)))
@@ -67,7 +71,8 @@ class Grounder(Widget):
 
     @classmethod
     def of(cls, model: torch.nn.Module, image: Picture, tokenizer: Any, phrases: Sequence[str]) -> Grounder:
-        """Ground with `model.ground`; the confidence is `model.match` of phrase and image, if it was trained to match.
+        """Ground with `model.ground`; the confidence is how well the phrase matches what is in that box
+        (`match_regions`) or the image (`match`), if the model was trained to match.
 
         A drawn box is described by the phrases whose vectors are nearest to the region's (`embed_regions`), where the
         model can embed regions. Raises TypeError when the model has no `ground`.
@@ -78,16 +83,21 @@ class Grounder(Widget):
         phrases = list(dict.fromkeys(phrases))
         # a matching head that no loss has trained would give a number all the same
         sure = hasattr(model, "match") and "itm" in getattr(model.config, "losses", ("itm",))
+        inside = hasattr(model, "match_regions")
 
         def ground_all(texts: list[str]) -> dict[str, tuple[Box, float | None]]:
             if not texts:
                 return {}
             with evaluating(model):
                 ids, mask = texts_of(model, tokenizer, texts)
-                asked = pixels, torch.zeros(len(texts), dtype=torch.long, device=pixels.device), ids, mask
-                boxes = once_each(model, "ground", *asked).tolist()
-                fits = once_each(model, "match", *asked).tolist() if sure else [None] * len(texts)
-            return {text: (box, fit) for text, box, fit in zip(texts, boxes, fits, strict=True)}
+                rows = torch.zeros(len(texts), dtype=torch.long, device=pixels.device)
+                boxes = once_each(model, "ground", pixels, rows, ids, mask)  # (R, 4)
+                fits = [None] * len(texts)
+                if sure and inside:
+                    fits = model.match_regions(pixels, boxes, rows, ids, mask).tolist()
+                elif sure:
+                    fits = once_each(model, "match", pixels, rows, ids, mask).tolist()
+            return {text: (box, fit) for text, box, fit in zip(texts, boxes.tolist(), fits, strict=True)}
 
         def describe(box: Box) -> list[tuple[str, float]]:
             with evaluating(model):
@@ -98,7 +108,8 @@ class Grounder(Widget):
 
         can_describe = hasattr(model, "embed_regions") and len(phrases) > 0
         known = ground_all(phrases)
-        return cls(image, lambda text: ground_all([text])[text], describe if can_describe else None, known)
+        meaning = {"meaning": "the phrase says what is in it"} if inside else {}
+        return cls(image, lambda text: ground_all([text])[text], describe if can_describe else None, known, **meaning)
 
     def ask(self, phrase: str) -> dict[str, Any]:
         """Ask for a phrase, as typing it does; returns what is then shown."""
