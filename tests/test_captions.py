@@ -149,6 +149,8 @@ def test_a_changed_caption_is_wrong_in_that_fact_alone():
         ("a red heart left of a red heart", HEARTS,  # one of them must be the blue one
          {"objects": (2, 0, 0), "colours": (1, 1, 0), "counts": (2, 0, 0), "relations": (1, 0, 0)}),
         ("a picture of dogs", scene(("dog", None, None, 2)), {"objects": (1, 0, 0), "counts": (0, 0, 1)}),
+        ("a picture of dog", HEART_DOG,  # one picture; it is not said how many dogs
+         {"objects": (1, 0, 1), "colours": (0, 0, 1), "sizes": (0, 0, 1), "counts": (0, 0, 2), "relations": (0, 0, 1)}),
         ("a dogs", scene(("dog", None, None, 2)), {"objects": (1, 0, 0), "counts": (0, 0, 1)}),
         ("two dogs", scene(("dog", None, None, 2)), {"objects": (1, 0, 0), "counts": (1, 0, 0)}),
         ("a small dog", scene(("dog", None, "large", 1)),
@@ -157,6 +159,11 @@ def test_a_changed_caption_is_wrong_in_that_fact_alone():
 )  # fmt: skip
 def test_facts_are_counted(caption, of, expected):
     assert told(caption, of) == expected
+
+
+def test_a_size_is_that_of_the_whole_group():
+    dogs = Thing("dog", count=2, boxes=((0, 0, 20, 20), (50, 50, 95, 95)))  # one small, one large
+    assert told("two small dogs", Scene((dogs,), HEARTS.ground, 100))["sizes"] == (0, 1, 0)
 
 
 def test_the_best_reading_is_taken_whatever_the_order_of_words():

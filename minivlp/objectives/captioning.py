@@ -19,7 +19,7 @@ def next_words(ids: Tensor, mask: Tensor, prompt: int = 1) -> Tensor:
     start token at least. The closing token is asked too, or the model would never learn to stop.
     """
     labels = ids.masked_fill(~mask, IGNORE)
-    labels[:, : max(prompt, 1)] = IGNORE
+    labels[:, :prompt] = IGNORE
     return labels[:, 1:]
 
 
