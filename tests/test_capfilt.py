@@ -166,9 +166,10 @@ def test_what_is_done_is_not_done_again(whole, data, tokenizer, monkeypatch):
     final, folder = whole
 
     def never(*arguments, **options):
-        raise AssertionError("trained again")
+        raise AssertionError("done again")
 
     monkeypatch.setattr(capfilt, "fit", never)
+    monkeypatch.setattr(BLIP, "generate", never)
     run = pipeline(data, tokenizer, folder)
     assert equal(run.final(), final) and not run.final().training
     assert len(run.synthetic()) == 20
@@ -219,6 +220,25 @@ def test_an_oracle_as_judge_leaves_no_false_caption(data, tokenizer, tmp_path, m
     assert sorted(chosen.captions(i) for i in range(10)) == sorted(
         noisy.captions(row) for row in range(20) if noisy.is_clean(row)
     )
+
+
+def test_a_caption_that_was_written_anew_counts_once(data, tokenizer, tmp_path, monkeypatch):
+    noisy, _ = data
+    datasets = {}
+
+    def watched(model, batch_at, settings, run_dir, **more):
+        datasets[run_dir.name] = batch_at.__self__.dataset
+        return fit(model, batch_at, settings, run_dir=run_dir, **more)
+
+    monkeypatch.setattr(capfilt, "fit", watched)
+    said = [{"row": row, "caption": noisy.captions(row)[0] if row % 2 else ""} for row in range(20)]
+    (tmp_path / "synthetic.jsonl").write_text("".join(json.dumps(line) + "\n" for line in said))
+    pipeline(data, tokenizer, tmp_path, judge=keep_all).final()
+    assert [datasets["final"].captions(row) for row in range(20)] == [noisy.captions(row) for row in range(20)]
+
+
+def keep_all(model, images, which, ids, mask):
+    return torch.ones(len(which))
 
 
 # --------------------------------------------------------------------------------------------- recaptioned pictures
