@@ -336,9 +336,9 @@ show_boxes(test, [(row, regions[:1]) for row, regions in related if regions][:3]
 
 # %% [markdown] slideshow={"slide_type": "subslide"}
 # Your turn: type a phrase, or drag a box and read which phrases fit best what is inside (the number is a cosine). This
-# is the shipped model, which has learnt to match as well. So it can say how sure it is that the phrase fits the picture
-# at all: name something that is not there, or turn a relation round, and watch the number, not the box. A box you get in
-# any case: the box head was never taught to say "there is none". (Say *a panda*, not *the panda*: it has never read "the".)
+# is the shipped model, which has learnt to match as well. So it can say how sure it is that the phrase says what is in
+# the box it found: name something that is not there, or turn a relation round, and watch the number, not the box. A box
+# you get in any case: the box head was never taught to say "there is none". (Say *a panda*, not *the panda*: it has never read "the".)
 
 # %% tags=["nbval-ignore-output"]
 two_things = ["object", "object", "relation", "relation", "image"]  # kinds of region of a simple scene
