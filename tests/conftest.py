@@ -31,6 +31,14 @@ def same_every_time():
         sys.modules["matplotlib.pyplot"].close("all")
 
 
+@pytest.fixture
+def float64():
+    """For parity: a wrong LayerNorm epsilon drowns in float32. Files ask for it by `pytestmark`."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
 @dataclass(frozen=True)
 class Golden:
     """A run of a reference model. Floats are float64, flags bool, ids int64."""

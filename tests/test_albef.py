@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from released import BERT_LAYER, VIT_LAYER
 from torch import nn
 
 from minivlp.data.batch import Batch
@@ -20,36 +21,11 @@ from minivlp.objectives.momentum import soft_targets
 from minivlp.training.checkpoint import weights
 from minivlp.training.loop import Settings, fit
 
-
-@pytest.fixture(autouse=True)
-def float64():
-    """A wrong LayerNorm epsilon drowns in float32."""
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 # ---------------------------------------------------------------------------------------------- the released weights
 
-BERT_LAYER = {
-    "attention.output.dense": "self_attention.out",
-    "attention.output.LayerNorm": "self_norm",
-    "crossattention.self.query": "cross_attention.q",
-    "crossattention.output.dense": "cross_attention.out",
-    "crossattention.output.LayerNorm": "cross_norm",
-    "intermediate.dense": "feed_forward.up",
-    "output.dense": "feed_forward.down",
-    "output.LayerNorm": "feed_norm",
-}
-VIT_LAYER = {
-    "attn.qkv": "self_attention.qkv",
-    "attn.proj": "self_attention.out",
-    "norm1": "self_norm",
-    "norm2": "feed_norm",
-    "mlp.fc1": "feed_forward.up",
-    "mlp.fc2": "feed_forward.down",
-}
 MODULES = {
     "visual_encoder.patch_embed.proj": "image.patches.project",
     "visual_encoder.norm": "image.norm",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from released import BERT_LAYER
 from safetensors.torch import load_file
 
 from minivlp.data.batch import Batch
@@ -22,29 +23,12 @@ from minivlp.objectives.momentum import soft_targets
 GOLDEN = Path(__file__).parent / "golden"
 
 
-@pytest.fixture(autouse=True)
-def float64():
-    """A wrong LayerNorm epsilon drowns in float32."""
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 # ---------------------------------------------------------------------------------------------- the released weights
 
-BERT_LAYER = {
-    "attention.self.{qkv}": "self_attention.qkv",
-    "attention.output.dense": "self_attention.out",
-    "attention.output.LayerNorm": "self_norm",
-    "crossattention.self.query": "cross_attention.q",
-    "crossattention.self.{kv}": "cross_attention.kv",
-    "crossattention.output.dense": "cross_attention.out",
-    "crossattention.output.LayerNorm": "cross_norm",
-    "intermediate.dense": "feed_forward.up",
-    "output.dense": "feed_forward.down",
-    "output.LayerNorm": "feed_norm",
-}
+STACKED = {**BERT_LAYER, "attention.self.{qkv}": "self_attention.qkv", "crossattention.self.{kv}": "cross_attention.kv"}
 PARTS = {"{qkv}": ("query", "key", "value"), "{kv}": ("key", "value")}  # what one matrix of ours stacks
 IMAGE_LAYER = {  # ours: (the released code's, transformers')
     "self_attention.qkv": ("attn.qkv", "self_attn.qkv"),
@@ -65,7 +49,7 @@ def sources(bert: str, layers: int) -> dict[str, list[str]]:
     for end in ("weight", "bias"):
         names[f"embed.norm.{end}"] = [f"{bert}embeddings.LayerNorm.{end}"]
         for index in range(layers):
-            for theirs, ours in BERT_LAYER.items():
+            for theirs, ours in STACKED.items():
                 slot = next((slot for slot in PARTS if slot in theirs), None)
                 full = f"{bert}encoder.layer.{index}.{theirs}.{end}"
                 names[f"blocks.{index}.{ours}.{end}"] = [full.replace(slot, p) for p in PARTS[slot]] if slot else [full]

@@ -12,13 +12,7 @@ from minivlp.layers.block import BlockConfig
 from minivlp.layers.encoders import ImageConfig, TextConfig
 from minivlp.models.clip import CLIP, CLIPConfig
 
-
-@pytest.fixture(autouse=True)
-def float64():
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def from_transformers(state: dict, layers: int) -> dict:

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from released import VIT_LAYER
 
 from minivlp.data.batch import Batch
 from minivlp.layers.attention import record_attention
@@ -18,26 +19,11 @@ from minivlp.objectives.alignment import cosine_cost, inner_words
 from minivlp.objectives.masking import IGNORE, Masked, masked_loss
 from minivlp.objectives.matching import matching_loss
 
-
-@pytest.fixture(autouse=True)
-def float64():
-    """A wrong LayerNorm epsilon drowns in float32."""
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 # ---------------------------------------------------------------------------------------------- the released weights
 
-OFFICIAL_LAYER = {
-    "attn.qkv": "self_attention.qkv",
-    "attn.proj": "self_attention.out",
-    "norm1": "self_norm",
-    "norm2": "feed_norm",
-    "mlp.fc1": "feed_forward.up",
-    "mlp.fc2": "feed_forward.down",
-}
 HF_LAYER = {
     "attention.output.dense": "self_attention.out",
     "layernorm_before": "self_norm",
@@ -79,7 +65,7 @@ def from_official(state: dict, layers: int) -> dict:
     names |= {f"mlm_score.{t}": f"word_head.{o}" for t, o in HEADS.items()}
     names |= {f"mpp_score.{t}": f"patch_head.{o}" for t, o in HEADS.items()}
     names |= {
-        f"transformer.blocks.{n}.{t}": f"joint.blocks.{n}.{o}" for n in range(layers) for t, o in OFFICIAL_LAYER.items()
+        f"transformer.blocks.{n}.{t}": f"joint.blocks.{n}.{o}" for n in range(layers) for t, o in VIT_LAYER.items()
     }
     return {
         **words_and_modality(state, "text_embeddings", "token_type_embeddings.weight"),

@@ -18,13 +18,7 @@ from minivlp.objectives.masking import IGNORE, Masked
 from minivlp.objectives.matching import Negatives, negative_weights
 from minivlp.training.stages import TextStage, freeze_for_text
 
-
-@pytest.fixture(autouse=True)
-def float64():
-    """A wrong LayerNorm epsilon drowns in float32."""
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def close(a: torch.Tensor, b: torch.Tensor) -> bool:

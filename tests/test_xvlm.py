@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from released import BERT_LAYER, VIT_LAYER
 from safetensors.torch import load_file
 
 from minivlp.data.batch import Batch
@@ -73,24 +74,6 @@ def golden_config(kind: str, numbers: dict) -> XVLMConfig:
     )
 
 
-BERT_LAYER = {
-    "attention.output.dense": "self_attention.out",
-    "attention.output.LayerNorm": "self_norm",
-    "crossattention.self.query": "cross_attention.q",
-    "crossattention.output.dense": "cross_attention.out",
-    "crossattention.output.LayerNorm": "cross_norm",
-    "intermediate.dense": "feed_forward.up",
-    "output.dense": "feed_forward.down",
-    "output.LayerNorm": "feed_norm",
-}
-VIT_LAYER = {
-    "attn.qkv": "self_attention.qkv",
-    "attn.proj": "self_attention.out",
-    "norm1": "self_norm",
-    "norm2": "feed_norm",
-    "mlp.fc1": "feed_forward.up",
-    "mlp.fc2": "feed_forward.down",
-}
 CLIP_LAYER = {
     "self_attn.out_proj": "self_attention.out",
     "layer_norm1": "self_norm",
