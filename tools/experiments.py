@@ -16,17 +16,27 @@ from typing import Any
 
 import torch
 
+from minivlp.data.loading import Loader
 from minivlp.data.scenes import Scenes
 from minivlp.data.text import SPECIAL, load_tokenizer, pieces_tokenizer
 from minivlp.evaluation.grounding import grounding, mean_box_of
 from minivlp.evaluation.matching import FUNCTION_WORDS, counterfactual, masked_words
 from minivlp.evaluation.records import RECORDS, load_runs, save_record
 from minivlp.evaluation.retrieval import retrieval
+from minivlp.evaluation.score import bootstrap
 from minivlp.models import MODELS
 from minivlp.models.xvlm import XVLM
+from minivlp.objectives.masking import IGNORE
 from minivlp.training.checkpoint import load_model, shipped
 from minivlp.training.loop import fit
 from minivlp.training.recipes import RECIPES, Recipe
+from minivlp.training.stages import (
+    ImageStage,
+    TextStage,
+    freeze_for_images,
+    freeze_for_text,
+    unfreeze,
+)
 
 TEST_SEED = 7
 
@@ -63,6 +73,43 @@ class Variant:
         if history.interrupted:  # `fit` takes the stop button quietly: half a run must not be recorded as a whole one
             sys.exit(f"stopped after {len(history.steps)} of {recipe.steps} steps: this run is not recorded")
         return model, history.seconds, recipe
+
+
+@dataclass(frozen=True)
+class Staged(Variant):
+    """A VLMo from scratch that learns from images and from texts, each alone, before pairs or in place of them.
+
+    stages: in their order, of `STAGES`; each takes the recipe's steps. Where the last one is not "pairs", it is the
+    stage itself that is measured.
+    """
+
+    stages: tuple[str, ...] = ()
+
+    def train(self, seed: int, tokenizer: Any) -> tuple[Any, float, Recipe]:
+        recipe, seconds = self.sized(), 0.0
+        torch.manual_seed(seed)
+        model = recipe.build(MODELS[self.model], len(tokenizer))
+        for number, name in enumerate(self.stages):
+            freeze, kind = STAGES[name]
+            freeze(model)
+            stage = kind(model) if kind else model
+            unpaired = 10 * seed + number  # every stage has scenes of its own
+            scenes = Scenes(recipe.scenes, "train", unpaired, recipe.size, recipe.objects)
+            batches = replace(recipe, wrong_captions=kind is None).batches(scenes, tokenizer, seed)
+            history = fit(stage, batches, recipe.settings(), bar=sys.stderr.isatty())
+            if history.interrupted:
+                sys.exit(f"stopped in the stage of {name}: this run is not recorded")
+            seconds += history.seconds
+        return stage, seconds, recipe
+
+
+STAGES: dict[str, tuple[Callable[[Any], None], Callable[[Any], Any] | None]] = {
+    "images": (unfreeze, ImageStage),
+    "texts": (unfreeze, TextStage),
+    "texts, attention frozen": (freeze_for_text, TextStage),
+    "images, attention frozen": (freeze_for_images, ImageStage),
+    "pairs": (unfreeze, None),
+}
 
 
 def with_pieces(recipe: Recipe, kind: type, tokenizer: Any) -> Any:
@@ -117,6 +164,31 @@ def hidden_words(model: Any, test: Scenes, tokenizer: Any) -> dict[str, Any]:
     return {f"masked word: {name}": s for name, s in masked_words(model, test, tokenizer, limit=600).items()}
 
 
+@torch.no_grad()
+def alone(stage: Any, test: Scenes, tokenizer: Any) -> dict[str, Any]:
+    """What a stage of VLMo learns to guess of one modality without the other.
+
+    Hidden words: the share that is right; chance is always to say the commonest. Hidden patches: the share of the
+    pixels' variance that is explained, batch by batch.
+    """
+    stage, model = stage.cpu().eval(), stage.model
+    torch.manual_seed(TEST_SEED)
+    loader = Loader(test, tokenizer, 50, model.config.image.image_size, seed=TEST_SEED)
+    batches = [loader.batch(step) for step in range(loader.steps_per_epoch)]
+    if isinstance(stage, ImageStage):
+        explained = [1 - float(stage.losses(batch)["pixels"]) for batch in batches]
+        return {"hidden patches": bootstrap(explained, 0.0)}
+    right, labels = [], []
+    for batch in batches:
+        masked = model.hide_words(batch.ids, batch.mask)
+        asked = masked.labels != IGNORE  # (B, L)
+        guessed = model.word_logits(model.encode_text(masked.ids, batch.mask)[asked]).argmax(dim=-1)
+        labels.append(masked.labels[asked])
+        right.append(guessed == labels[-1])
+    words = torch.cat(labels)
+    return {"hidden words": bootstrap(torch.cat(right).float(), float((words == words.mode().values).float().mean()))}
+
+
 SHORT = {"steps": 150}
 MIXED = {"steps": 400, "batch_size": 32, "regions_per_image": 2, "pairs_between": True, "wrong_captions": True}
 # the image tower, trained on clean phrases and frozen, stands for DeiT; everything else is new
@@ -126,6 +198,21 @@ SCRATCH = {"steps": 300, "start": None, "frozen": ()}
 # momentum scaled to the run: .98 looks back over 50 of 400 steps, .97 over 33 of 150 (the paper's .995 over 200)
 TAUGHT = {"momentum": 0.98, "alpha_steps": 100, "queue_size": 960}
 TAUGHT_BRIEFLY = TAUGHT | {"momentum": 0.97, "alpha_steps": 50}
+# a stage of VLMo, from scratch: what is hidden in a text is as with pairs
+STAGE = {"steps": 250, "start": None}
+BEGUN = {
+    "images first": ("images", "pairs"),
+    "images, then texts": ("images", "texts, attention frozen", "pairs"),
+    "texts, then images": ("texts", "images, attention frozen", "pairs"),
+}
+CARRIED = {
+    "texts, attention of images": ("images", "texts, attention frozen"),
+    "texts, random attention": ("texts, attention frozen",),
+    "texts, attention learns": ("texts",),
+    "images, attention of texts": ("texts", "images, attention frozen"),
+    "images, random attention": ("images, attention frozen",),
+    "images, attention learns": ("images",),
+}
 WITH_BOXES, WITHOUT = {"losses": ("itc", "itm", "box_l1", "box_giou")}, {"losses": ("itc", "itm")}
 TABLES = {
     "clip_seeds": Table("CLIP nano as lesson 01 trains it, three seeds", {"CLIP nano": Variant("clip")}),
@@ -193,6 +280,25 @@ TABLES = {
             for name, whole in (("whole words", True), ("single pieces", False))
         },
         hidden_words,
+    ),
+    "vlmo_seeds": Table("VLMo nano as lesson 04 trains it, three seeds", {"VLMo nano": Variant("vlmo")}, fusion),
+    "vlmo_ablation": Table(
+        "VLMo with one feed-forward layer for all, at equal compute (with experts: vlmo_seeds)",
+        {"shared feed-forward": Variant("vlmo", {"shared_expert": True})},
+        fusion,
+    ),
+    "vlmo_stages": Table(
+        "VLMo from scratch: pairs alone, or after stages of images and texts (250 steps each)",
+        {
+            "pairs alone": Staged("vlmo", recipe=STAGE, stages=("pairs",)),
+            **{name: Staged("vlmo", recipe=STAGE, stages=stages) for name, stages in BEGUN.items()},
+        },
+        fusion,
+    ),
+    "vlmo_frozen": Table(
+        "what the attention that one modality has made is worth to the other (250 steps a stage)",
+        {name: Staged("vlmo", recipe=STAGE, stages=stages) for name, stages in CARRIED.items()},
+        alone,
     ),
     "albef_noise": Table(
         "momentum distillation under caption noise, from the trained towers (150 steps of 32)",

@@ -226,7 +226,7 @@ class ViLT(SingleStream):
     """Pre-training: does the text match, which word is hidden, where do the words go?"""
 
     Config = ViLTConfig
-    lesson = "to come"
+    lesson = "02"
 
     def __init__(self, config: ViLTConfig, continues: Tensor | None = None) -> None:
         """`continues` (V,) bool: which ids go on with the word before ("##ing"); None if every token is a word."""
@@ -364,7 +364,7 @@ class ViLTAnswers(SingleStream):
     """Fine-tuning: a question about one image (VQA), or a statement about two (NLVR2), answered from a list."""
 
     Config = AnswersConfig
-    lesson = "to come"
+    lesson = "02"
 
     def __init__(self, config: AnswersConfig) -> None:
         super().__init__(config, config.images_per_text)
@@ -382,6 +382,13 @@ class ViLTAnswers(SingleStream):
         pictures = [self.embed_image(view, pixel_mask, which) for which, view in enumerate(views, start=1)]
         pooled = [self.pooled(self.look(picture, ids, mask)) for picture in pictures]  # (B, D) each
         return precise(self.answer_head(torch.cat(pooled, dim=-1)))
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """How far it is from the right answer, `batch.answers` (B,), to each of the `batch.ids`: about ln(answers) at
+        first. Released code and paper sum a yes or no over all answers for VQA, where several are right; for NLVR2,
+        where one is, they do as we do here.
+        """
+        return {"answer": F.cross_entropy(self.answer(batch.images, batch.ids, batch.mask), batch.answers)}
 
 
 def joint_map(weights: Tensor, text_length: int) -> Tensor:
