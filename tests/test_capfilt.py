@@ -179,7 +179,7 @@ def test_what_is_done_is_not_done_again(whole, data, tokenizer, monkeypatch):
 
 def test_another_runs_folder_is_refused(whole, data, tokenizer):
     _, folder = whole
-    for changes, name in (({"top_p": 0.5}, "top_p"), ({"threshold": 0.7}, "judge"), ({"seed": 1}, "seed")):
+    for changes, name in (({"writing": {"top_p": 0.5}}, "writing"), ({"threshold": 0.7}, "judge"), ({"seed": 1}, "seed")):
         with pytest.raises(CheckpointError, match=rf"other settings \({name}\)"):
             pipeline(data, tokenizer, folder, **changes)
     with pytest.raises(CheckpointError, match="data"):
@@ -193,7 +193,7 @@ def test_photos_and_another_judge(tokenizer, tmp_path):
     photos = Photos()
     noisy = NoisyCaptions(photos, 0.5, kinds=("swapped", "junk"))
     short = dataclasses.replace(SETTINGS, steps=1)
-    changes = dict(pretrain=short, finetune=short, judge=by_cosine, threshold=0.0, top_p=None)
+    changes = dict(pretrain=short, finetune=short, judge=by_cosine, threshold=0.0, writing={"beams": 2})
     run = pipeline((noisy, photos), tokenizer, tmp_path, **changes)
     assert run.final() is not None
     scores = [line["score"] for line in run.table()]
@@ -260,3 +260,25 @@ def test_recaptioned_pictures_are_a_dataset(data):
     assert all(region.kind != "image" for row in range(len(mixed)) for region in mixed.regions(row))
     with pytest.raises(IndexError):
         mixed.captions(10)
+
+
+def test_for_comparison_a_source_can_stand_alone_and_the_filter_be_left_out(data, tokenizer, tmp_path, monkeypatch):
+    noisy, _ = data
+    run = pipeline(data, tokenizer, tmp_path)
+    lines = [
+        {"row": row, "source": source, "caption": f"a {source} dog", "score": 0.9, "kept": row < 5}
+        for row in range(len(noisy))
+        for source in ("web", "synthetic")
+    ]
+    monkeypatch.setattr(run, "table", lambda: lines)
+    seen = {}
+    monkeypatch.setattr(run, "_trained", lambda name, losses, dataset, settings: seen.update({name: dataset}))
+    run.final(), run.final(("web",)), run.final(("web", "synthetic"), filtered=False)
+    both = {"a web dog", "a synthetic dog"}
+    for name, texts, rows in (
+        ("final", both, 5),
+        ("final-web", {"a web dog"}, 5),
+        ("final-web-synthetic-unfiltered", both, len(noisy)),
+    ):
+        assert {text for row in range(rows) for text in seen[name].captions(row)} == texts
+        assert len(seen[name]) == rows + len(data[1])

@@ -18,7 +18,7 @@ from minivlp.data.scene import Ground, Scene, Thing
 from minivlp.data.scenes import Scenes
 from minivlp.data.text import encode, load_tokenizer
 from minivlp.evaluation.captions import bleu_4, captions, cider_d, rouge_l, words_of, write
-from minivlp.evaluation.facts import FACTS, check_facts, read_facts
+from minivlp.evaluation.facts import FACTS, check_facts, read_facts, tells_all
 from minivlp.evaluation.filtering import filter_quality, roc
 from minivlp.evaluation.score import pooled
 
@@ -298,3 +298,30 @@ def test_auc_precision_and_recall_are_the_naive_counts():
     assert (noisy_kept[0], clean_kept[0], noisy_kept[-1], clean_kept[-1]) == (0, 0, 1, 1)
     area = ((clean_kept[1:] + clean_kept[:-1]) / 2 * np.diff(noisy_kept)).sum()
     assert area == pytest.approx(quality["AUC"].value)
+
+
+def test_every_caption_of_a_scene_tells_all_and_one_with_a_fact_changed_does_not():
+    scenes = Scenes(60, "test", 3)
+    rng = np.random.default_rng(0)
+    for row in range(60):
+        scene = scenes.scene(row)
+        assert all(tells_all(caption, scene) for caption in scene.captions())
+        assert not any(tells_all(caption, scene) for caption in scene.counterfactuals(rng).values())
+
+
+def test_telling_all_lets_a_size_be_and_needs_every_thing_colour_and_a_sentence():
+    scenes = Scenes(400, "test", 3)
+    scene = next(
+        s for s in map(scenes.scene, range(400)) if len(s.things) == 2 and s.things[0].size and s.things[0].color
+        and s.things[1].count == 1
+    )  # fmt: skip
+    short, size, color = scene.captions()[0], scene.things[0].size, scene.things[0].color
+    assert tells_all(short.replace(f"{size} ", "", 1), scene)
+    for broken in (
+        short.replace(size, {"small": "large", "large": "small"}[size], 1),
+        short.replace(f" {color}", "", 1),
+        short.split(scene.things[0].noun)[0] + scene.things[0].noun,
+        short.replace("a", "", 1).replace("  ", " "),
+        short + " and a dog",
+    ):
+        assert not tells_all(broken, scene), broken

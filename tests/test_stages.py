@@ -13,6 +13,7 @@ from minivlp.training.stages import (
     ImageStage,
     TextStage,
     expert_map,
+    freeze_for_images,
     freeze_for_text,
     hide_squares,
     patch_pixels,
@@ -214,3 +215,19 @@ def test_expert_map_tells_the_routes():
     shared = tiny(shared_expert=True)
     assert expert_map(shared, lambda: shared.encode_image(batch.images)) == [["shared"] * 17] * 3
     assert not any(block._forward_pre_hooks for block in model.joint.blocks), "no hook is left behind"
+
+
+@pytest.mark.parametrize("relative", [True, False])
+def test_the_other_way_round_images_leave_alone_what_texts_have_made(relative):
+    model = tiny(relative)
+    freeze_for_images(model)
+    stage = ImageStage(model)
+    before = copy(model)
+    train(stage)
+    changed = moved(model, before)
+    learns = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert changed == learns
+    assert any(".experts.image." in name for name in changed) and any(name.startswith("patches") for name in changed)
+    for name in changed:
+        assert "attention" not in name and "self_norm" not in name and "words" not in name
+        assert ".experts.text." not in name and ".experts.vl." not in name

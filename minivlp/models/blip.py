@@ -17,7 +17,10 @@ caption for each image, and as a filter, which throws out those that do not matc
 Code and paper: [ENC] or [DEC] takes the place of [CLS], and words look at patches in *every* layer, where ALBEF has six
 layers for reading first. So ITM and LM read the text anew, three passes in all; the image is encoded once, and with
 shared cross-attention its keys and values are computed once for both. Labels are smoothed by 0.1. The teacher is
-ALBEF's (so are our differences from its code), has a say in ITC only, and needs neither decoder nor heads.
+ALBEF's (so are our differences from its code), has a say in ITC only, and needs neither decoder nor heads. To answer
+questions, the paper reads the question with [ENC], and a decoder of its own then looks at that instead of the image;
+here the decoder reads the question as the beginning of its text and goes on with the answer, as GIT does (Wang et al.
+2022): `data.questions`.
 """
 
 from __future__ import annotations
@@ -30,9 +33,10 @@ from torch import Tensor, nn
 from minivlp.data.batch import Batch
 from minivlp.layers.attention import KeysValues, Past
 from minivlp.layers.block import BlockConfig
-from minivlp.layers.encoders import ImageConfig, ImageEncoder, TextConfig, TextEncoder
+from minivlp.layers.encoders import ImageConfig, TextConfig, TextEncoder
 from minivlp.layers.generate import Rules, generate
 from minivlp.layers.heads import WordHead
+from minivlp.layers.timm_tower import image_tower
 from minivlp.models.fused import precise, take, with_wrong
 from minivlp.models.taught import TaughtTowers
 from minivlp.objectives.captioning import caption_logprob, caption_loss, next_words
@@ -134,7 +138,7 @@ class BLIP(TaughtTowers):
         text = TextEncoder(config.text, image_width)
         decoder = TextEncoder(replace(config.text, causal=True), image_width)
         share(config.shared, text, decoder)
-        super().__init__(config, ImageEncoder(config.image), text, nn.Linear(width, 2), decoder=decoder)
+        super().__init__(config, image_tower(config.image), text, nn.Linear(width, 2), decoder=decoder)
         tied = decoder.embed.words if config.tie_words else None
         self.word_head = WordHead(width, config.text.vocabulary, config.text.block.norm_eps, tied)
         self.find_teacher(without=("temperature", "match_head", "decoder", "word_head"))
@@ -178,17 +182,50 @@ class BLIP(TaughtTowers):
         if "lm" in on:
             both = "cross_attention" in config.shared
             told = self.tell(begin(batch.ids, config.decode_id), keys_values if both else visual)
-            labels = next_words(batch.ids, batch.mask, config.prompt)  # (B, L-1)
+            prompt = config.prompt if batch.given is None else batch.given
+            labels = next_words(batch.ids, batch.mask, prompt)  # (B, L-1)
             asked = labels != IGNORE
             logits = precise(self.word_head(told[:, :-1][asked]))  # (M, V)
             out["lm"] = caption_loss(logits, labels[asked], config.smoothing)
         return out
 
-    def caption_logprob(self, images: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-        """(B,) log-probability of each text as the caption of its image; what ranks answers or captions."""
-        told = self.tell(begin(ids, self.config.decode_id), self.encode_image(images))
-        labels = next_words(ids, mask, self.config.prompt)
+    def caption_logprob(self, images: Tensor, ids: Tensor, mask: Tensor, given: Tensor | None = None) -> Tensor:
+        """(B,) log-probability of each text as the caption of its image; what ranks answers or captions.
+
+        given: (B,) how many tokens of each text are there already, such as a question; the rest is what is judged.
+        """
+        everyone = torch.arange(len(images), device=images.device)
+        return self.caption_logprob_many(images, everyone, ids, mask, given)
+
+    def caption_logprob_many(
+        self, images: Tensor, rows: Tensor, ids: Tensor, mask: Tensor, given: Tensor | None = None
+    ) -> Tensor:
+        """(R,) `caption_logprob` of text r and image rows[r]; many texts of one image encode it once."""
+        visual = take(self.decoder.keys_values(self.encode_image(images)), rows)
+        told = self.tell(begin(ids, self.config.decode_id), visual)
+        labels = next_words(ids, mask, self.config.prompt if given is None else given)
         return caption_logprob(precise(self.word_head(told[:, :-1])), labels)
+
+    def start_from(self, towers: nn.Module) -> None:
+        """Begin with trained towers, as the paper begins with a ViT and BERT: the decoder reads as the encoder does.
+
+        `towers` is like `XVLM`. Where its fusion layers look at patches is where ours begin to, layer by layer. Raises
+        ValueError when sizes differ.
+        """
+        parts = {"image": towers.image, "project_image": towers.project_image, "project_text": towers.project_text}
+        for stack in ("text", "decoder"):
+            parts |= {f"{stack}.embed": towers.text.embed, f"{stack}.norm": towers.text.norm}
+            for layer, (read, look) in enumerate(zip(towers.text.blocks, towers.fusion.blocks, strict=True)):
+                block = dict(read.named_children()) | {name: getattr(look, name) for name in CROSS_ATTENTION}
+                parts |= {f"{stack}.blocks.{layer}.{name}": part for name, part in block.items()}
+        new = {f"{part}.{name}": t for part, module in parts.items() for name, t in module.state_dict().items()}
+        own, new["temperature"] = self.state_dict(), towers.temperature
+        wrong = [name for name, t in new.items() if name not in own or own[name].shape != t.shape]
+        if wrong:
+            raise ValueError(f"these towers have other sizes than BLIP: {', '.join(wrong)}")
+        self.load_state_dict(new, strict=False)
+        if self.teacher is not None:  # it begins as its student
+            self.teacher.copy_from(self)
 
     @torch.no_grad()
     def generate(

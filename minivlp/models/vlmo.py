@@ -54,6 +54,7 @@ Looks = Callable[[int], Tensor | None]  # the mask of each layer, as in `Attenti
 BERT_EPS = 1e-12  # of the LayerNorms that come from BERT: after the words, and in the head that guesses them
 LOWEST = torch.finfo(torch.bfloat16).min  # the bias of what must not be looked at; fits bfloat16 and float32
 MLM_WEIGHT = 0.25  # the released code's
+EVERYBODYS = ("joint.norm.", "joint.relative.", "modality")  # beginnings of names: what every stage trains
 
 
 @dataclass(frozen=True)
@@ -380,9 +381,14 @@ class VLMo(nn.Module):
         The text experts, all that turns ids into tokens and tokens into words, and, shared with images, the relative
         positions, the modality vectors and the final LayerNorm. Attention, which has learned from images, is not.
         """
-        shared = ("joint.norm.", "joint.relative.", "modality")
         own = ("words.", "word_head.")
-        return name.startswith(shared + own) or ".experts.text." in name or ".experts.shared." in name
+        return name.startswith(EVERYBODYS + own) or ".experts.text." in name or ".experts.shared." in name
+
+    @staticmethod
+    def learns_from_images(name: str) -> bool:
+        """The mirror image of `learns_from_text`: image experts and patches on an attention that is not touched."""
+        own = ("patches.", "class_token")
+        return name.startswith(EVERYBODYS + own) or ".experts.image." in name or ".experts.shared." in name
 
 
 def unit(project: nn.Module, tokens: Tensor) -> Tensor:

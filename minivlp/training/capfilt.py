@@ -53,7 +53,7 @@ class CapFilt:
         noisy, clean: datasets (docs/architecture.md): captions from the web, and few good ones.
         folder: where the results are kept. pretrain, finetune: settings for `fit`.
         judge, threshold: `by_matching` or `by_cosine` or your own; a caption that scores `threshold` is kept.
-        top_p: how freely the captioner writes; None takes the likeliest words.
+        writing: how the captioner writes, options of `BLIP.generate`; nucleus sampling with `top_p` .9 if None.
         more: options of `fit` (device, bar).
 
     Raises CheckpointError if the folder holds a run with other settings.
@@ -72,13 +72,14 @@ class CapFilt:
         batch_size: int = 48,
         judge: Callable[..., Tensor] = by_matching,
         threshold: float = 0.5,
-        top_p: float | None = 0.9,
+        writing: Mapping[str, Any] | None = None,
         seed: int = 0,
         **more: Any,
     ) -> None:
         self.build, self.noisy, self.clean, self.tokenizer, self.folder = build, noisy, clean, tokenizer, Path(folder)
         self.pretrain, self.finetune, self.batch_size, self.seed, self.more = pretrain, finetune, batch_size, seed, more
-        self.judge, self.threshold, self.top_p = judge, threshold, top_p
+        self.judge, self.threshold = judge, threshold
+        self.writing = {"top_p": 0.9} if writing is None else dict(writing)
         self._claim_folder()
 
     def pretrained(self) -> nn.Module:
@@ -101,13 +102,19 @@ class CapFilt:
         """Every caption of every noisy image: `row`, `source` (web or synthetic), `caption`, `score`, `kept`."""
         return self._kept("captions.jsonl", self._judge)
 
-    def final(self) -> nn.Module:
-        """A new model, trained from scratch on what was kept and on the good captions."""
+    def final(self, sources: Sequence[str] = ("web", "synthetic"), filtered: bool = True) -> nn.Module:
+        """A new model, trained from scratch on what was kept and on the good captions.
+
+        For comparison (the paper's ablation): captions of one source alone, or all of them, good or bad.
+        """
         texts: dict[int, list[str]] = {}
         for line in self.table():
-            if line["kept"] and line["caption"] not in texts.setdefault(line["row"], []):
+            wanted = line["source"] in sources and (line["kept"] or not filtered)
+            if wanted and line["caption"] and line["caption"] not in texts.setdefault(line["row"], []):
                 texts[line["row"]].append(line["caption"])
-        return self._trained("final", PRETRAIN, self._mixed(texts), self.pretrain)
+        whole = filtered and len(sources) == 2
+        name = "final" if whole else "-".join(["final", *sources, *([] if filtered else ["unfiltered"])])
+        return self._trained(name, PRETRAIN, self._mixed(texts), self.pretrain)
 
     def _web(self) -> dict[int, list[str]]:
         return {row: self.noisy.captions(row) for row in range(len(self.noisy))}
@@ -147,7 +154,7 @@ class CapFilt:
         model, lines = self.captioner(), []
         draw = torch.Generator(_device(model)).manual_seed(self.seed)
         for rows in self._chunks():
-            ids = model.generate(self._images(model, rows), top_p=self.top_p, generator=draw)
+            ids = model.generate(self._images(model, rows), generator=draw, **self.writing)
             texts = self.tokenizer.batch_decode(ids.tolist(), skip_special_tokens=True)
             lines += [{"row": row, "caption": text.strip()} for row, text in zip(rows, texts, strict=True)]
         return lines
@@ -194,7 +201,7 @@ class CapFilt:
             "finetune": dataclasses.asdict(self.finetune),
             "batch_size": self.batch_size,
             "judge": f"{self.judge.__name__} >= {self.threshold}",
-            "top_p": self.top_p,
+            "writing": self.writing,
             "seed": self.seed,
             "data": [len(self.noisy), len(self.clean)],
         }

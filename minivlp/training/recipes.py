@@ -88,6 +88,7 @@ FUSE = {
     "frozen": ("image",),
     "config": {"mask_rate": 0.4, "never_mask": EMPTY},
 }
+WRITE = {"wrong_captions": True, "start": "towers_nano", "frozen": ("image",)}
 ONE = {"wrong_captions": True, "start": "towers_nano", "config": {"mask_rate": 0.4, "never_mask": EMPTY}}
 RECIPES: dict[str, dict[str, Recipe]] = {
     "clip": {
@@ -109,5 +110,15 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         "quick": Recipe("nano", 1500, 64, (1, 3), 32, 15, **ONE),
         "laptop": Recipe("nano", 12000, 64, (1, 3), 48, 450, **ONE),
         "gpu": Recipe("small", 100_000, 128, (1, 3), 128, 6000, lr=1e-3, wrong_captions=True),
+    },
+    "vlmo": {
+        "quick": Recipe("nano", 1500, 64, (1, 3), 32, 15, **ONE),
+        "laptop": Recipe("nano", 12000, 64, (1, 3), 48, 450, **ONE),
+        "gpu": Recipe("small", 100_000, 128, (1, 3), 128, 6000, lr=1e-3, wrong_captions=True),
+    },
+    "blip": {
+        "quick": Recipe("nano", 1500, 64, (1, 3), 48, 20, **WRITE),
+        "laptop": Recipe("nano", 12000, 64, (1, 3), 64, 500, **WRITE),
+        "gpu": Recipe("small", 100_000, 128, (1, 3), 192, 6000, lr=1e-3, wrong_captions=True),
     },
 }

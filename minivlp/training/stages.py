@@ -81,6 +81,15 @@ def freeze_for_text(model: nn.Module) -> None:
         parameter.requires_grad_(model.learns_from_text(name))
 
 
+def freeze_for_images(model: nn.Module) -> None:
+    """The other way round: let images train only what is theirs, on an attention that texts have made.
+
+    Nobody has published such a stage. It asks a question: would it do to begin with texts?
+    """
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(model.learns_from_images(name))
+
+
 def unfreeze(model: nn.Module) -> None:
     """Let everything learn (stage 3)."""
     model.requires_grad_(True)
