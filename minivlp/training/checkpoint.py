@@ -66,9 +66,9 @@ def set_weights(model: nn.Module, tensors: dict[str, Tensor], source: str) -> No
     own = weights(model)
     faults = []
     if missing := sorted(own.keys() - tensors.keys()):
-        faults.append(f"missing: {_grouped(missing)}")
+        faults.append(f"missing: {grouped(missing)}")
     if extra := sorted(tensors.keys() - own.keys()):
-        faults.append(f"not in this model: {_grouped(extra)}")
+        faults.append(f"not in this model: {grouped(extra)}")
     for name in sorted(own.keys() & tensors.keys()):
         if own[name].shape != tensors[name].shape:
             faults.append(f"{name} is {tuple(tensors[name].shape)} there and {tuple(own[name].shape)} here")
@@ -79,7 +79,7 @@ def set_weights(model: nn.Module, tensors: dict[str, Tensor], source: str) -> No
             tensor.copy_(tensors[name])
 
 
-def _grouped(names: list[str]) -> str:
+def grouped(names: list[str]) -> str:
     """`text.blocks.0.a, text.blocks.0.b, scale` -> `text.* (2), scale`."""
     groups: dict[str, list[str]] = {}
     for name in names:
@@ -127,7 +127,7 @@ def start_from(model: nn.Module, path: Path | str, parts: tuple[str, ...] = TOWE
     faults = [name for name in sorted(own) if name.split(".")[0] in begun and name not in there]
     faults += [name for name in sorted(there) if name not in own or own[name].shape != there[name].shape]
     if faults:
-        raise CheckpointError(f"the towers of {path} do not fit {type(model).__name__}: {_grouped(faults)}")
+        raise CheckpointError(f"the towers of {path} do not fit {type(model).__name__}: {grouped(faults)}")
     with torch.no_grad():
         for name, tensor in there.items():
             own[name].copy_(tensor)

@@ -1,0 +1,102 @@
+"""Layers and towers whose names several releases share, beside ours, and how to read their sizes off the tensors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from minivlp.layers.block import BlockConfig
+from minivlp.layers.encoders import ImageConfig, TextConfig
+from minivlp.pretrained.keys import first, flat, plus_first, rest, stack, under
+
+HEAD_WIDTH = 64  # of every released model here; their tensors do not tell it
+
+VIT_LAYER = (  # timm's vision transformer: the image tower of ViLT, ALBEF, BLIP and X-VLM
+    ("norm1", "self_norm"),
+    ("attn.qkv", "self_attention.qkv"),
+    ("attn.proj", "self_attention.out"),
+    ("norm2", "feed_norm"),
+    ("mlp.fc1", "feed_forward.up"),
+    ("mlp.fc2", "feed_forward.down"),
+)
+CLIP_LAYER = (  # transformers' CLIP
+    ("layer_norm1", "self_norm"),
+    (stack("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), "self_attention.qkv"),
+    ("self_attn.out_proj", "self_attention.out"),
+    ("layer_norm2", "feed_norm"),
+    ("mlp.fc1", "feed_forward.up"),
+    ("mlp.fc2", "feed_forward.down"),
+)
+BERT_LAYER = (
+    (stack("attention.self.query", "attention.self.key", "attention.self.value"), "self_attention.qkv"),
+    ("attention.output.dense", "self_attention.out"),
+    ("attention.output.LayerNorm", "self_norm"),
+    ("crossattention.self.query", "cross_attention.q"),
+    (stack("crossattention.self.key", "crossattention.self.value"), "cross_attention.kv"),
+    ("crossattention.output.dense", "cross_attention.out"),
+    ("crossattention.output.LayerNorm", "cross_norm"),
+    ("intermediate.dense", "feed_forward.up"),
+    ("output.dense", "feed_forward.down"),
+    ("output.LayerNorm", "feed_norm"),
+)
+VIT = (
+    ("patch_embed.proj", "patches.project"),
+    (flat("cls_token"), "class_token"),
+    (first("pos_embed"), "class_position"),
+    (rest("pos_embed"), "positions"),
+    *under("blocks.{n}.", "blocks.{n}.", VIT_LAYER),
+    ("norm", "norm"),
+)
+BERT_WORDS = (
+    ("word_embeddings", "words"),
+    (plus_first("position_embeddings.weight", "token_type_embeddings.weight"), "positions"),
+    ("LayerNorm", "norm"),
+)
+WORD_HEAD = (  # BERT's, for masked words
+    ("transform.dense", "dense"),
+    ("transform.LayerNorm", "norm"),
+    ("decoder", "decoder"),
+    ("bias", "decoder.bias"),  # some files have it under this name, some under both
+)
+ALIGNED = (  # ALBEF, BLIP and X-VLM
+    ("vision_proj", "project_image"),
+    ("text_proj", "project_text"),
+    ("temp", "temperature"),
+)
+CLIP_MEAN_STD = {"image_mean": (0.48145466, 0.4578275, 0.40821073), "image_std": (0.26862954, 0.26130258, 0.27577711)}
+
+
+def crop(size: int) -> dict:
+    """The short side becomes `size` pixels long, and the middle of the long one is kept."""
+    return {"size": {"shortest_edge": size}, "crop_size": {"height": size, "width": size}}
+
+
+def squash(size: int) -> dict:
+    """The whole picture becomes a square."""
+    return {"size": {"height": size, "width": size}, **CLIP_MEAN_STD}
+
+
+def count(tensors: Mapping[str, Tensor], before: str) -> int:
+    """How many layers there are: `before` stands in front of their numbers."""
+    numbers = {name.removeprefix(before).split(".")[0] for name in tensors if name.startswith(before)}
+    return len({number for number in numbers if number.isdigit()})
+
+
+def vit_config(tensors: Mapping[str, Tensor], before: str) -> ImageConfig:
+    """Sizes of a timm vision transformer."""
+    width, _, _, patch = tensors[f"{before}patch_embed.proj.weight"].shape
+    side = math.isqrt(tensors[f"{before}pos_embed"].shape[1] - 1)
+    hidden = len(tensors[f"{before}blocks.0.mlp.fc1.weight"])
+    block = BlockConfig(width, width // HEAD_WIDTH, hidden, norm_eps=1e-6)
+    return ImageConfig(side * patch, patch, count(tensors, f"{before}blocks."), block)
+
+
+def bert_config(tensors: Mapping[str, Tensor], before: str, layers: int) -> TextConfig:
+    """Sizes of a BERT of which `layers` layers read text alone."""
+    vocabulary, width = tensors[f"{before}embeddings.word_embeddings.weight"].shape
+    hidden = len(tensors[f"{before}encoder.layer.0.intermediate.dense.weight"])
+    block = BlockConfig(width, width // HEAD_WIDTH, hidden, norm_eps=1e-12, norm_first=False)
+    length = len(tensors[f"{before}embeddings.position_embeddings.weight"])
+    return TextConfig(vocabulary, length, layers, block, embed_norm=True, position_std=0.02)
