@@ -32,7 +32,8 @@ from torch import Tensor, nn
 
 from minivlp.data.batch import Batch
 from minivlp.layers.block import BlockConfig
-from minivlp.layers.encoders import ImageConfig, ImageEncoder, TextConfig
+from minivlp.layers.encoders import ImageConfig, TextConfig
+from minivlp.layers.timm_tower import image_tower
 from minivlp.models.fused import FusedTowers, with_wrong
 from minivlp.models.taught import TaughtTowers
 from minivlp.objectives.contrastive import same_group
@@ -126,7 +127,7 @@ class ALBEF(TaughtTowers, FusedTowers):
     lesson = "03"
 
     def __init__(self, config: ALBEFConfig) -> None:
-        super().__init__(config, ImageEncoder(config.image), nn.Linear(config.text.block.width, 2))
+        super().__init__(config, image_tower(config.image), nn.Linear(config.text.block.width, 2))
         self.find_teacher(without=("temperature", "match_head"))
 
     def losses(

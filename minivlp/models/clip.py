@@ -26,7 +26,8 @@ from torch import Tensor, nn
 
 from minivlp.data.batch import Batch
 from minivlp.layers.block import BlockConfig
-from minivlp.layers.encoders import ImageConfig, ImageEncoder, TextConfig, TextEncoder
+from minivlp.layers.encoders import ImageConfig, TextConfig, TextEncoder
+from minivlp.layers.timm_tower import image_tower
 from minivlp.objectives.contrastive import contrastive_loss, same_group
 
 
@@ -89,7 +90,7 @@ class CLIP(nn.Module):
     def __init__(self, config: CLIPConfig) -> None:
         super().__init__()
         self.config = config
-        self.image = ImageEncoder(config.image)
+        self.image = image_tower(config.image)
         self.text = TextEncoder(config.text)
         self.project_image = nn.Linear(config.image.block.width, config.embed_width, bias=False)
         self.project_text = nn.Linear(config.text.block.width, config.embed_width, bias=False)

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from minivlp.data.batch import Batch
 from minivlp.layers.block import BlockConfig
 from minivlp.layers.encoders import ImageConfig, ImageEncoder, TextConfig
+from minivlp.layers.timm_tower import image_tower
 from minivlp.models.fused import FusedTowers, precise, take, with_wrong
 from minivlp.objectives.boxes import box_losses, box_to_patches
 from minivlp.objectives.contrastive import contrastive_loss, same_group
@@ -195,7 +196,7 @@ class XVLM(FusedTowers):
 
     def __init__(self, config: XVLMConfig, continues: Tensor | None = None) -> None:
         """`continues` (V,) bool: which ids go on with the word before ("##ing"); None if every token is a word."""
-        image = SwinEncoder(config.image) if isinstance(config.image, SwinConfig) else ImageEncoder(config.image)
+        image = SwinEncoder(config.image) if isinstance(config.image, SwinConfig) else image_tower(config.image)
         super().__init__(config, image, mlp_head(config.text.block.width, 2))
         self.regions = RerunRegions(config.rerun_blocks) if config.rerun_blocks else PooledRegions()
         self.box_head = mlp_head(config.text.block.width, 4)
