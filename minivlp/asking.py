@@ -36,10 +36,10 @@ def texts_of(model: Any, tokenizer: Any, texts: Sequence[str]) -> tuple[Tensor, 
     return ids.to(device_of(model)), mask.to(device_of(model))
 
 
-def once_each(model: Any, verb: str, images: Tensor, rows: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-    """What `verb` (match, ground) says of text r (ids, mask (R, L)) and image rows[r] of `images` (B, 3, H, W).
+def once_each(model: Any, verb: str, images: Tensor, rows: Tensor, *texts: Tensor) -> Tensor:
+    """What `verb` (match, ground) says of text r (ids, mask (R, L), what else it reads) and image rows[r] (B, 3, H, W).
 
     A model that has `verb_many` encodes each image once, however many texts speak of it.
     """
     many = getattr(model, f"{verb}_many", None)
-    return many(images, rows, ids, mask) if many else getattr(model, verb)(images[rows], ids, mask)
+    return many(images, rows, *texts) if many else getattr(model, verb)(images[rows], *texts)

@@ -54,6 +54,8 @@ class Batch:
     region_is_image: Tensor | None = None  # (R,) bool, True where the region is the whole image
     wrong_ids: Tensor | None = None  # (B, L) long, of each row a caption with one fact changed: false of its image
     wrong_mask: Tensor | None = None  # (B, L) bool
+    given: Tensor | None = None  # (B,) long, how many tokens at the start of each text are a question: read, not asked
+    answers: Tensor | None = None  # (B,) long, place of the right answer in the list that is chosen from
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""

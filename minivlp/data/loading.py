@@ -64,7 +64,7 @@ class Loader:
     def batch(self, step: int) -> Batch:
         """The batch of this training step."""
         epoch, place = divmod(step, self.steps_per_epoch)
-        rows = _order(len(self.dataset), self.seed, epoch)[place * self.batch_size : (place + 1) * self.batch_size]
+        rows = shuffled(len(self.dataset), self.seed, epoch)[place * self.batch_size : (place + 1) * self.batch_size]
         return self.rows(rows, np.random.default_rng((self.seed, step)))
 
     def rows(self, rows: np.ndarray, draw: np.random.Generator) -> Batch:
@@ -110,6 +110,6 @@ class Texts:
 
 
 @lru_cache(maxsize=4)
-def _order(count: int, seed: int, epoch: int) -> np.ndarray:
+def shuffled(count: int, seed: int, epoch: int) -> np.ndarray:
     """The shuffled rows of one epoch."""
     return np.random.default_rng((seed, epoch, 1)).permutation(count)

@@ -16,6 +16,7 @@ Corners = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels; x1 and y1 are o
 T = TypeVar("T")
 LANGUAGES = {"en": english, "zh": chinese}
 WHOLE: Box = (0.5, 0.5, 1.0, 1.0)
+LABELS = ("entailed", "neutral", "contradicted")
 
 
 class Draw(Protocol):
@@ -138,7 +139,7 @@ class Scene:
         away). No change makes up a combination that is kept from training.
         """
         say = _words(language)
-        changed = {kind: self._falsify(rng, change) for kind, change in self._changes().items()}
+        changed = {kind: self._falsify(rng, change, self.facts) for kind, change in self._changes().items()}
         return {kind: say.chain(facts) for kind, facts in changed.items() if facts is not None}
 
     def wrong_caption(self, rng: Draw, wording: int, language: str = "en") -> str:
@@ -147,11 +148,15 @@ class Scene:
         A negative made by rule, for training; every kind of change that applies is as likely. Source of the idea:
         Yuksekgonul et al. 2023 (NegCLIP). The wording is the true caption's, or it would give the answer away.
         """
+        return _words(language).captions(self._changed(rng, self.facts))[wording]
+
+    def _changed(self, rng: Draw, facts: Facts) -> Facts:
+        """True facts with one of them made false; every kind of change that applies is as likely."""
         changes = list(self._changes().values())
         while True:  # an object can always be changed
-            facts = self._falsify(rng, changes.pop(int(rng.random() * len(changes))))
-            if facts is not None:
-                return _words(language).captions(facts)[wording]
+            changed = self._falsify(rng, changes.pop(int(rng.random() * len(changes))), facts)
+            if changed is not None:
+                return changed
 
     def _changes(self) -> dict[str, Callable[[Draw, Facts], Facts | None]]:
         """How to change one fact, by kind."""
@@ -191,15 +196,19 @@ class Scene:
         return [*asked, (say.ask_there(there), say.YES), (say.ask_there(Mention(missing)), say.NO)]
 
     def statements(self, rng: Draw, language: str = "en") -> list[tuple[str, str]]:
-        """Three statements with their label: entailed, neutral (the picture cannot tell), contradicted."""
+        """Three statements with their label: entailed, neutral (the picture cannot tell), contradicted.
+
+        The first and the last say as much, in the same wordings, of one thing or of two neighbours: only the picture
+        tells them apart. A neutral one is known by its words.
+        """
         say = _words(language)
         facts = self.facts
         parts = [Facts((thing,)) for thing in facts.things]
         parts += [Facts(facts.things[i : i + 2], facts.relations[i : i + 1]) for i in range(len(facts.relations))]
-        entailed = pick(rng, say.captions(pick(rng, parts))[1:])
+        entailed = pick(rng, say.captions(pick(rng, parts)))
         neutral = pick(rng, say.neutral(pick(rng, facts.things)))
-        contradicted = pick(rng, list(self.counterfactuals(rng, language).values()))
-        return [(entailed, "entailed"), (neutral, "neutral"), (contradicted, "contradicted")]
+        contradicted = pick(rng, say.captions(self._changed(rng, pick(rng, parts))))
+        return list(zip((entailed, neutral, contradicted), LABELS, strict=True))
 
     def _fits(self, thing: Thing, said: Mention) -> bool:
         return (
@@ -229,9 +238,8 @@ class Scene:
     def _shared(self, thing: Thing) -> bool:
         return sum(other.noun == thing.noun for other in self.things) > 1
 
-    def _falsify(self, rng: Draw, change: Callable[[Draw, Facts], Facts | None]) -> Facts | None:
-        """Tries the change until it gives something false that invents no held-out combination."""
-        facts = self.facts
+    def _falsify(self, rng: Draw, change: Callable[[Draw, Facts], Facts | None], facts: Facts) -> Facts | None:
+        """Tries the change until it makes true facts false, and invents no held-out combination."""
         for _ in range(50):
             changed = change(rng, facts)
             if changed is None:

@@ -102,6 +102,14 @@ class Scenes:
         """Phrases with their boxes."""
         return self.scene(row).regions(self.language)
 
+    def questions(self, row: int) -> list[tuple[str, str]]:
+        """Questions with their one right answer."""
+        return self.scene(row).questions(self.language)
+
+    def statements(self, row: int, rng: Draw) -> list[tuple[str, str]]:
+        """Three statements with their label: entailed, neutral, contradicted."""
+        return self.scene(row).statements(rng, self.language)
+
     def wrong_caption(self, row: int, rng: Draw, wording: int) -> str:
         """A false caption, one fact changed, told like the caption of this number."""
         return self.scene(row).wrong_caption(rng, wording, self.language)

@@ -6,21 +6,23 @@ Axes: B batch, L text tokens, V vocabulary.
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from minivlp.objectives.masking import IGNORE
 
 
-def next_words(ids: Tensor, mask: Tensor, prompt: int = 1) -> Tensor:
+def next_words(ids: Tensor, mask: Tensor, prompt: int | Tensor = 1) -> Tensor:
     """(B, L-1) the id that follows each token but the last, IGNORE where nothing is asked.
 
-    ids, mask (B, L), True on real tokens. Asked is every real token after the first `prompt` ones: these are given, the
-    start token at least. The closing token is asked too, or the model would never learn to stop.
+    ids, mask (B, L), True on real tokens. Asked is every real token after the first `prompt` ones, as many in all rows
+    or (B,) in each: these are given, the start token at least. The closing token is asked too, or the model would never
+    learn to stop.
     """
-    labels = ids.masked_fill(~mask, IGNORE)
-    labels[:, :prompt] = IGNORE
-    return labels[:, 1:]
+    given = torch.as_tensor(prompt, device=ids.device).reshape(-1, 1)  # (B, 1) or (1, 1)
+    asked = mask & (torch.arange(ids.shape[1], device=ids.device) >= given)  # (B, L)
+    return ids.masked_fill(~asked, IGNORE)[:, 1:]
 
 
 def caption_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
