@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 
 from minivlp.data.batch import Region, to_tensor
+from minivlp.data.noise import NoisyCaptions
 from minivlp.data.scenes import Scenes
 from minivlp.data.text import encode, load_tokenizer
 from minivlp.layers.attention import record_attention
@@ -27,10 +28,11 @@ from minivlp.models.vilt import ViLT, ViLTConfig
 from minivlp.models.xvlm import XVLM, XVLMConfig
 from minivlp.visualize.attention import grad_cam, word_patch_attention
 from minivlp.visualize.page import save_page
-from minivlp.visualize.widgets import STATIC, AttentionViewer, Grounder, LiveCurves, RetrievalBrowser, rgb
+from minivlp.visualize.widgets import STATIC, AttentionViewer, FilterBoard, Grounder, LiveCurves, RetrievalBrowser, rgb
 
 PIXELS = np.full((32, 48, 3), 200, np.uint8)
 BOX = (0.5, 0.5, 0.2, 0.4)
+WEB = [{"caption": "a", "score": 0.9, "truth": "clean"}, {"caption": "b", "score": 0.2, "truth": "junk"}]
 
 
 def viewer(**changes) -> AttentionViewer:
@@ -47,6 +49,11 @@ def browser() -> RetrievalBrowser:
     return RetrievalBrowser(
         [PIXELS, PIXELS[:, ::-1]], [["a"], ["b", "c"]], np.array(similarity), lambda text: [0.1, 0.6]
     )
+
+
+def board(**changes) -> FilterBoard:
+    new = [{"caption": "c", "score": 0.4, "truth": "true"}, {"caption": "", "score": 0.7, "truth": "false"}]
+    return FilterBoard(**{"images": [PIXELS, PIXELS[:, ::-1]], "web": WEB, "synthetic": new} | changes)
 
 
 def curves() -> LiveCurves:
@@ -76,7 +83,7 @@ def xvlm(tokenizer):
 # What is stored in a notebook.
 
 
-@pytest.mark.parametrize("make", [viewer, grounder, curves, browser])
+@pytest.mark.parametrize("make", [viewer, grounder, curves, browser, board])
 def test_a_notebook_stores_a_picture_and_a_short_text_beside_the_view(make):
     widget = make()
     data, _ = widget._repr_mimebundle_()
@@ -97,7 +104,7 @@ def test_nothing_is_fetched_or_imported_by_the_scripts():
 
 def test_a_page_holds_the_values_and_no_way_out(tmp_path):
     evil = viewer(words=["</script><script>bad()", "b", "c", "d"])
-    widgets = [evil, grounder(), curves(), browser()]
+    widgets = [evil, grounder(), curves(), browser(), board()]
     text = save_page(widgets, tmp_path / "deep" / "page.html", "A & B").read_text(encoding="utf-8")
     assert "A &amp; B" in text and "</script><script>bad()" not in text
     assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", text)
@@ -396,6 +403,59 @@ def test_similarities_of_a_model(xvlm, tokenizer):
 def test_tables_that_do_not_fit_are_refused(images, captions, similarity, message):
     with pytest.raises(ValueError, match=message):
         RetrievalBrowser([PIXELS] * images, captions, similarity)
+
+
+# The filter board.
+
+
+def test_a_board_knows_what_is_true_and_shows_the_true_ones_first():
+    widget = board()
+    assert [row["web"]["holds"] for row in widget.rows] == [True, False]
+    assert widget.rows[1]["synthetic"] == {"caption": "", "score": 0.7, "truth": "false", "holds": False, "more": 0}
+    assert widget.kinds == ["clean", "junk"] and board(web=WEB[::-1]).kinds == ["clean", "junk"]
+    unknown = board(web=[{"caption": "a", "score": 1}] * 2, synthetic=None)
+    assert unknown.rows[0] == {
+        "web": {"caption": "a", "score": 1.0, "truth": "", "holds": None, "more": 0},
+        "synthetic": None,
+    }
+    assert unknown.kinds == [] and unknown._repr_mimebundle_()[0]["image/png"]
+
+
+def test_a_board_of_a_table_and_the_data_it_was_made_from():
+    noisy = NoisyCaptions(Scenes(12, size=32), 0.5)
+    table = []
+    for row in range(12):
+        for source, texts in (("web", noisy.captions(row)), ("synthetic", ["a dog"])):
+            scores = [0.1 * (row % 10) for _ in texts]
+            table += [
+                {"row": row, "source": source, "caption": text, "score": score, "kept": score >= 0.5}
+                for text, score in zip(texts, scores, strict=True)
+            ]
+    widget = FilterBoard.of(table, noisy, lambda row, text: row == 3, limit=10)
+    assert len(widget.rows) == 10 == len(widget.thumbs)
+    for row in range(10):
+        web, new = widget.rows[row]["web"], widget.rows[row]["synthetic"]
+        assert web["caption"] == noisy.captions(row)[0] and web["more"] == len(noisy.captions(row)) - 1
+        assert web["truth"] == noisy.kind(row) and web["holds"] is noisy.is_clean(row)
+        assert new["caption"] == "a dog" and new["holds"] is (row == 3)
+    assert FilterBoard.of(table, noisy).rows[0]["synthetic"]["holds"] is None  # nobody was asked
+    alone = FilterBoard.of([line for line in table if line["source"] == "web"], Scenes(12, size=32))
+    assert alone.rows[0]["synthetic"] is None and alone.rows[0]["web"]["truth"] == ""
+    with pytest.raises(ValueError, match="threshold of 0.35: pass"):
+        FilterBoard.of(table, noisy, threshold=0.35)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images": [PIXELS]}, "1 images, 2 web and 2 new"),
+        ({"images": [], "web": [], "synthetic": None}, "0 images"),
+        ({"web": [{"caption": "a", "score": math.nan}] * 2}, "'a' is not finite"),
+    ],
+)
+def test_a_board_refuses_what_does_not_fit(changes, message):
+    with pytest.raises(ValueError, match=message):
+        board(**changes)
 
 
 # Any picture.

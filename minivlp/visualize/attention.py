@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minivlp.asking import evaluating
 from minivlp.layers.attention import record_attention
 
 
@@ -92,6 +93,19 @@ def word_patch_attention(maps: Mapping[str, Tensor], length: int) -> dict[str, T
     if crossing := layers("cross"):
         return {name: maps[name][..., 1:] for name in crossing}
     return {name: maps[name][:, :, :length, length + 1 :] for name in layers("self") if name.startswith("joint.")}
+
+
+def writing_attention(model: nn.Module, images: Tensor, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """Where a decoder looks at the moment it writes each token of a text: (B, H, L, P) by layer, first to last.
+
+    The text (ids, mask (B, L)) is given, not written anew (teacher forcing). Token t is read off what stands at t - 1,
+    which has seen the words up to there: row t holds that look, and row 0, which nobody writes, is zero. The image's
+    class token is left out, so rows sum to less than one. Needs `caption_logprob`, which BLIP has.
+    """
+    with evaluating(model), record_attention(model) as maps:
+        model.caption_logprob(images, ids, mask)
+    looks = word_patch_attention(maps, ids.shape[1])
+    return {name: F.pad(weights[:, :, :-1], (0, 0, 1, 0)) for name, weights in looks.items()}
 
 
 def word_patch_similarity(model: nn.Module, images: Tensor, ids: Tensor, mask: Tensor) -> Tensor:

@@ -83,7 +83,7 @@ def contrasts(page) -> list[float]:
           const light = (c) => c.map((v) => v / 255).map((v) => (v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4))
             .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
           const ground = (e) => (e ? parse(getComputedStyle(e).backgroundColor) ?? ground(e.parentElement) : [255, 255, 255]);
-          return [...document.querySelectorAll(".mvlp :is(.mvlp-hint, .mvlp-status, .mvlp-word, .mvlp-caption, h4, .mvlp-value)")]
+          return [...document.querySelectorAll(".mvlp :is(.mvlp-hint, .mvlp-status, .mvlp-word, .mvlp-caption, h4, .mvlp-value, th, .mvlp-board p, select)")]
             .filter((e) => e.textContent.trim()).map((e) => {
               const [a, b] = [light(parse(getComputedStyle(e).color)), light(ground(e))].sort((x, y) => y - x);
               return (a + 0.05) / (b + 0.05);

@@ -10,7 +10,7 @@ from pathlib import Path
 import build_notebooks
 from nbformat import NotebookNode
 
-WIDGETS = {"AttentionViewer", "Grounder", "LiveCurves", "RetrievalBrowser"}
+WIDGETS = {"AttentionViewer", "FilterBoard", "Grounder", "LiveCurves", "RetrievalBrowser"}
 COMPREHENSIONS = {"listcomp", "setcomp", "dictcomp", "genexpr"}
 
 

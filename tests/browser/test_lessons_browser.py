@@ -20,6 +20,7 @@ ALL_RUN = """() => document.querySelector('[data-mime-type="application/vnd.jupy
     [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].every((p) => /\\[\\d+\\]/.test(p.textContent))"""
 CLASSES = {
     "AttentionViewer": "attention",
+    "FilterBoard": "filter",
     "Grounder": "grounder",
     "LiveCurves": "training",
     "RetrievalBrowser": "retrieval",
@@ -235,8 +236,26 @@ def drive_grounder(page, grounder, live):
         says(grounder, f"Your box fits “{chip.inner_text()}” best")  # by overlap with the model's box
 
 
+def drive_board(page, board, live):
+    rows = board.locator("tbody tr")
+    many = rows.count()
+    board.get_by_label("Keep from").fill("0")
+    says(board, f"{many} of {many} old captions are kept")
+    board.get_by_label("Old caption").select_option("junk")
+    says(board, "pictures are shown.")
+    assert 0 < rows.count() < many
+    for truth in rows.locator("td:nth-child(2) .mvlp-truth").all_inner_texts():
+        assert truth.startswith("truth: junk · ⚠ should go")
+    board.get_by_role("button", name="Start again").click()
+    expect(rows).to_have_count(many)
+    board.get_by_label("Order").select_option("web")
+    scores = rows.locator("td:nth-child(2) .mvlp-verdict span").all_inner_texts()
+    assert scores == sorted(scores, key=float)
+
+
 DRIVE = {
     "AttentionViewer": drive_attention,
+    "FilterBoard": drive_board,
     "Grounder": drive_grounder,
     "LiveCurves": drive_curves,
     "RetrievalBrowser": drive_retrieval,

@@ -8,14 +8,14 @@ import re
 import nbformat
 import pytest
 from driving import SHOTS, at, contrasts, drag, in_lab, near, says, watched
-from toys import BLUE, IMAGE, RED, WORDS, attention, gallery, ground
+from toys import BLUE, IMAGE, RED, WORDS, attention, gallery, ground, judged
 
 CELLS = [
     """
 from IPython.display import display
 import time
 from toys import *
-from minivlp.visualize.widgets import AttentionViewer, Grounder, LiveCurves, RetrievalBrowser
+from minivlp.visualize.widgets import AttentionViewer, FilterBoard, Grounder, LiveCurves, RetrievalBrowser
 display(AttentionViewer(IMAGE, WORDS, attention(), (8, 8), [("red disc", RED), ("blue square", BLUE)]))""",
     """
 def describe(box):
@@ -30,6 +30,7 @@ Grounder(IMAGE, find, describe, ["the red disc", "the blue square"])""",
     """
 images, captions, similarity = gallery()
 RetrievalBrowser(images, captions, similarity, lambda text: [float(i == len(text)) for i in range(len(images))])""",
+    "FilterBoard(*judged())",
     """
 curves = LiveCurves()
 curves""",
@@ -180,6 +181,57 @@ def test_retrieval_ranks_both_ways_and_takes_free_words(page):
     says(browser, "Nothing is chosen.")
 
 
+def test_the_board_judges_sorts_and_filters(page):
+    board = page.locator(".mvlp-filter")
+    rows = board.locator("tbody tr")
+    says(board, "2 of 4 old captions are kept; 50 % of those are true, and 50 % of all true ones are kept.")
+    says(board, "4 of 4 new captions are kept; 75 % of those are true, and 100 % of all true ones are kept.")
+    assert keys(rows) == [0, 1, 2, 3]
+    assert board.locator("[data-mistake=true]").all_inner_texts() == [
+        "a green disc\n\n✓ kept\n0.60\n\ntruth: swapped · ⚠ should go",
+        "a yellow disc\n\n✗ thrown out\n0.40\n\ntruth: clean · ⚠ should stay",
+        "a yellow square\n\n✓ kept\n0.55\n\ntruth: false · ⚠ should go",
+    ]
+    board.screenshot(path=SHOTS / "filter_board_light.png")
+    threshold = board.get_by_label("Keep from")
+    threshold.focus()
+    for _ in range(11):
+        page.keyboard.press("ArrowRight")
+    says(board, "1 of 4 old captions are kept; 100 % of those are true")
+    assert threshold.get_attribute("aria-valuetext") == "score 0.61"
+    orders = {"old caption, lowest": [2, 3, 1, 0], "new caption, lowest": [3, 0, 1, 2], "better than": [2, 1, 3, 0]}
+    orders["worst mistakes"] = [3, 1, 0, 2]
+    for label, order in orders.items():
+        option = board.get_by_label("Order").locator("option", has_text=label)
+        board.get_by_label("Order").select_option(option.get_attribute("value"))
+        assert keys(rows) == order, label
+    board.get_by_role("button", name="Start again").click()
+    kind, verdict = board.get_by_label("Old caption"), board.get_by_label("Verdict")
+    assert kind.locator("option").all_inner_texts() == ["any", "clean", "swapped", "junk"]
+    kind.select_option("clean")
+    assert keys(rows) == [0, 3]
+    verdict.select_option("01")
+    assert keys(rows) == [3]
+    says(board, "1 of 4 pictures are shown.")
+    kind.select_option("")
+    for value, left in {"01": [2, 3], "11": [0, 1], "10": [], "00": [], "mistake": [1, 3]}.items():
+        verdict.select_option(value)
+        assert keys(rows) == left
+    board.get_by_role("button", name="Start again").focus()
+    page.keyboard.press("Enter")
+    assert keys(rows) == [0, 1, 2, 3]
+    cells = page.locator(".jp-Notebook .jp-Cell").count()
+    board.get_by_role("region").focus()
+    for key in ("d", "d"):  # Jupyter would delete the cell
+        page.keyboard.press(key)
+    assert page.locator(".jp-Notebook .jp-Cell").count() == cells
+
+
+def keys(rows) -> list[int]:
+    """Which pictures are shown, in their order."""
+    return [int(row.get_attribute("data-key")) for row in rows.all()]
+
+
 def test_dark_theme_and_what_is_saved(page, lab):
     from minivlp.visualize.widgets import LiveCurves
 
@@ -187,7 +239,7 @@ def test_dark_theme_and_what_is_saved(page, lab):
     page.evaluate("() => jupyterapp.commands.execute('apputils:change-theme', { theme: 'JupyterLab Dark' })")
     page.wait_for_function("() => document.body.dataset.jpThemeLight === 'false'")
     page.wait_for_timeout(300)
-    for name in ("attention", "grounder", "training", "retrieval"):
+    for name in ("attention", "grounder", "training", "retrieval", "filter"):
         page.locator(f".mvlp-{name}").screenshot(path=SHOTS / f"lab_dark_{name}.png")
     assert min(contrasts(page)) > 4.5
     page.evaluate("() => jupyterapp.commands.execute('docmanager:save')")
@@ -196,7 +248,7 @@ def test_dark_theme_and_what_is_saved(page, lab):
     outputs = [output.get("data", {}) for cell in notebook.cells for output in cell.outputs]
     views = [data for data in outputs if "application/vnd.jupyter.widget-view+json" in data]
     names = [view["text/plain"].split("(")[0] for view in views]
-    assert names == ["AttentionViewer", "Grounder", "RetrievalBrowser", "LiveCurves"]
+    assert names == ["AttentionViewer", "Grounder", "RetrievalBrowser", "FilterBoard", "LiveCurves"]
     assert all(view["image/png"].startswith("iVBOR") for view in views)
     empty = base64.b64encode(LiveCurves().to_png())
     assert len(views[-1]["image/png"]) > 1.3 * len(empty)  # the curves stand there, although displayed before training
@@ -205,7 +257,7 @@ def test_dark_theme_and_what_is_saved(page, lab):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_static_page_is_alive_without_a_kernel(chromium, tmp_path, scheme):
     from minivlp.visualize.page import save_page
-    from minivlp.visualize.widgets import AttentionViewer, Grounder, LiveCurves, RetrievalBrowser
+    from minivlp.visualize.widgets import AttentionViewer, FilterBoard, Grounder, LiveCurves, RetrievalBrowser
 
     curves = LiveCurves()
     for step in range(900):
@@ -213,10 +265,11 @@ def test_static_page_is_alive_without_a_kernel(chromium, tmp_path, scheme):
     curves.flush()
     viewer = AttentionViewer(IMAGE, WORDS, attention(), (8, 8), [("red disc", RED), ("blue square", BLUE)])
     grounder = Grounder(IMAGE, ground, phrases=["the red disc", "the blue square", "</script> & more"])
-    file = save_page([viewer, grounder, curves, RetrievalBrowser(*gallery(), lambda text: [])], tmp_path / "page.html")
+    browser = RetrievalBrowser(*gallery(), lambda text: [])
+    file = save_page([viewer, grounder, curves, browser, FilterBoard(*judged())], tmp_path / "page.html")
     with watched(chromium, file.as_uri(), color_scheme=scheme, viewport={"width": 980, "height": 900}) as page:
         page.goto(file.as_uri())
-        page.wait_for_function("() => document.querySelectorAll('[data-alive]').length === 4")
+        page.wait_for_function("() => document.querySelectorAll('[data-alive]').length === 5")
         v, g, c, r = (page.locator(f".mvlp-{name}") for name in ("attention", "grounder", "training", "retrieval"))
         v.get_by_role("button", name="square").click()
         says(v, "“square” looks most at row 6, column 6")
@@ -238,5 +291,12 @@ def test_static_page_is_alive_without_a_kernel(chromium, tmp_path, scheme):
         r.get_by_role("searchbox").fill("red triangle")
         r.get_by_role("searchbox").press("Enter")
         says(r, "the true image is at rank 1 of 24")
+        board = page.locator(".mvlp-filter")
+        board.get_by_label("Verdict").select_option("mistake")
+        assert keys(board.locator("tbody tr")) == [1, 3]
+        board.get_by_label("Keep from").fill("0.65")
+        says(board, "1 of 4 old captions are kept; 100 % of those are true")
+        assert keys(board.locator("tbody tr")) == [3]
+        board.screenshot(path=SHOTS / f"page_filter_{scheme}.png")
         assert min(contrasts(page)) > 4.5
         page.screenshot(path=SHOTS / f"page_{scheme}.png", full_page=True)

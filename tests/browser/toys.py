@@ -63,3 +63,20 @@ def ground(phrase: str):
     if "blue" in phrase:
         return BLUE, 0.91
     return (0.5, 0.5, 0.9, 0.9), 0.08
+
+
+def judged():
+    """Four pictures, old and new captions with scores and truth: at .5 two old and one new one are judged wrongly."""
+    images = [picture([(colour, "disc", (0.5, 0.5, 0.5, 0.5))]) for colour in COLOURS]
+    texts = ["a red disc", "a green disc", "IMG_7.jpg", "a yellow disc"]
+    web = [
+        {"caption": text, "score": score, "truth": truth}
+        for text, score, truth in zip(texts, (0.9, 0.6, 0.1, 0.4), ("clean", "swapped", "junk", "clean"), strict=True)
+    ]
+    new = [
+        {"caption": f"a {colour} {shape}", "score": score, "truth": truth}
+        for colour, shape, score, truth in zip(
+            COLOURS, ("disc", "disc", "disc", "square"), (0.7, 0.8, 0.95, 0.55), ["true"] * 3 + ["false"], strict=True
+        )
+    ]
+    return images, web, new

@@ -1,4 +1,4 @@
-"""Figures: scenes and boxes, heat maps, captions, experts, retrieval, training curves, scores over seeds, and the
+"""Figures: scenes, boxes, heat maps, captions, experts, retrieval, training curves, scores over seeds, and the
 map of the family.
 
 Every function returns a matplotlib Figure and shows nothing by itself: as the last line of a cell it is displayed
@@ -8,6 +8,7 @@ notebook. Colours are Okabe and Ito's, which colour-blind readers tell apart; no
 """
 
 from minivlp.visualize.drawing.experts import expert_figure, frozen_table, word_attention
+from minivlp.visualize.drawing.captions import caption_grid
 from minivlp.visualize.drawing.family import taxonomy
 from minivlp.visualize.drawing.ink import (
     BLUE,
