@@ -1,4 +1,4 @@
-"""Figures: scenes, boxes, heat maps, captions, experts, retrieval, training curves, scores over seeds, and the
+"""Figures: scenes and boxes, heat maps, captions, experts, retrieval, training curves, scores over seeds, and the
 map of the family.
 
 Every function returns a matplotlib Figure and shows nothing by itself: as the last line of a cell it is displayed
@@ -7,8 +7,8 @@ transparent, and the ink is a grey that can be read on white and on black, so a 
 notebook. Colours are Okabe and Ito's, which colour-blind readers tell apart; nothing is said by colour alone.
 """
 
-from minivlp.visualize.drawing.experts import expert_figure, frozen_table, word_attention
 from minivlp.visualize.drawing.captions import caption_grid
+from minivlp.visualize.drawing.experts import expert_figure, frozen_table, word_attention
 from minivlp.visualize.drawing.family import taxonomy
 from minivlp.visualize.drawing.ink import (
     BLUE,
@@ -29,7 +29,7 @@ from minivlp.visualize.drawing.results import bars_with_spread, training_curves
 from minivlp.visualize.drawing.retrieval import retrieval_grid, similarity_matrix
 
 __all__ = [
-    "attention_figure", "attention_grid", "bars_with_spread", "draw_boxes", "expert_figure",
+    "attention_figure", "attention_grid", "bars_with_spread", "caption_grid", "draw_boxes", "expert_figure",
     "frozen_table", "heat", "retrieval_grid", "show_scenes", "similarity_matrix", "style", "taxonomy",
     "training_curves", "word_attention",
     "BLUE", "GREEN", "HEAT", "INK", "MARKERS", "ORANGE", "PALETTE", "PURPLE", "SKY", "VERMILION", "WIDTH",
