@@ -730,14 +730,35 @@ def test_a_checkpoint_brings_back_teacher_queue_and_what_is_shared(tmp_path):
 NEXT = Negatives(torch.tensor([1, 2, 3, 0]), torch.tensor([1, 2, 3, 0]))
 
 
-def test_the_towers_of_xvlm_fit():
+@pytest.mark.parametrize("shared", [(), CROSS_ATTENTION + THE_REST, SELF_ATTENTION + CROSS_ATTENTION + THE_REST])
+def test_it_begins_as_the_towers_of_xvlm_and_its_decoder_as_its_encoder(shared):
     from minivlp.models.xvlm import XVLM, XVLMConfig
 
     torch.set_default_dtype(torch.float32)
-    donor = XVLM(XVLMConfig.nano()).state_dict()
-    towers = {n: t for n, t in donor.items() if n.startswith(("image.", "text.", "project_", "temperature"))}
-    load(BLIP(BLIPConfig.nano()), towers, leave=("text.blocks.0.cross", "text.blocks.1.cross", "decoder.", "word_head.",
-                                                 "match_head."))  # fmt: skip
+    towers, batch = XVLM(XVLMConfig.nano(50)).eval(), some_pairs()
+    with torch.no_grad():
+        for parameter in towers.parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
+    batch.images = torch.randn(4, 3, 64, 64)
+    model = BLIP(dataclasses.replace(BLIPConfig.nano(50), shared=shared, **MOMENTUM)).eval()
+    model.start_from(towers)
+    for ours in (model, model.teacher.model):
+        assert torch.equal(ours.image(batch.images), towers.image(batch.images))
+        assert equal(ours.project_image, towers.project_image)
+        assert torch.equal(ours.embed_texts(batch.ids, batch.mask), towers.embed_texts(batch.ids, batch.mask))
+    assert model.temperature == towers.temperature
+    for stack in (model.text, model.decoder):
+        for block, read, look in zip(stack.blocks, towers.text.blocks, towers.fusion.blocks, strict=True):
+            assert equal(block.self_attention, read.self_attention) and equal(block.feed_forward, read.feed_forward)
+            assert equal(block.cross_attention, look.cross_attention) and equal(block.cross_norm, look.cross_norm)
+    assert (model.text.blocks[0].self_attention is model.decoder.blocks[0].self_attention) == (len(shared) == 8)
+    with pytest.raises(ValueError, match="other sizes than BLIP: .*cross_attention"):
+        tiny().start_from(towers)
+
+
+def equal(one: torch.nn.Module, other: torch.nn.Module) -> bool:
+    pairs = zip(one.parameters(), other.parameters(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
 
 
 def test_half_precision_keeps_losses_precise():

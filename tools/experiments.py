@@ -9,24 +9,34 @@ Settings were chosen on validation scenes; what is recorded here is measured on 
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from minivlp.data.loading import Loader
+from minivlp.data.noise import NoisyCaptions
 from minivlp.data.scenes import Scenes
 from minivlp.data.text import SPECIAL, load_tokenizer, pieces_tokenizer
+from minivlp.evaluation.captions import captions
+from minivlp.evaluation.facts import tells_all
+from minivlp.evaluation.filtering import filter_quality
 from minivlp.evaluation.grounding import grounding, mean_box_of
 from minivlp.evaluation.matching import FUNCTION_WORDS, counterfactual, masked_words
 from minivlp.evaluation.records import RECORDS, load_runs, save_record
 from minivlp.evaluation.retrieval import retrieval
 from minivlp.evaluation.score import bootstrap
 from minivlp.models import MODELS
+from minivlp.models.blip import BLIP, CROSS_ATTENTION, SELF_ATTENTION, THE_REST
 from minivlp.models.xvlm import XVLM
 from minivlp.objectives.masking import IGNORE
+from minivlp.training.capfilt import CapFilt, by_cosine
 from minivlp.training.checkpoint import load_model, shipped
 from minivlp.training.loop import fit
 from minivlp.training.recipes import RECIPES, Recipe
@@ -95,8 +105,7 @@ class Staged(Variant):
             stage = kind(model) if kind else model
             unpaired = 10 * seed + number  # every stage has scenes of its own
             scenes = Scenes(recipe.scenes, "train", unpaired, recipe.size, recipe.objects)
-            batches = replace(recipe, wrong_captions=kind is None).batches(scenes, tokenizer, seed)
-            history = fit(stage, batches, recipe.settings(), bar=sys.stderr.isatty())
+            history = fit(stage, recipe.batches(scenes, tokenizer, seed), recipe.settings(), bar=sys.stderr.isatty())
             if history.interrupted:
                 sys.exit(f"stopped in the stage of {name}: this run is not recorded")
             seconds += history.seconds
@@ -110,6 +119,76 @@ STAGES: dict[str, tuple[Callable[[Any], None], Callable[[Any], Any] | None]] = {
     "images, attention frozen": (freeze_for_images, ImageStage),
     "pairs": (unfreeze, None),
 }
+
+
+NOISE = 0.4  # of the captions "from the web" are false
+GOOD = 600  # good captions, beside ten times as many from the web
+BEAM = {"beams": 3, "min_length": 4}
+
+
+def bootstrapping(recipe: Recipe, seed: int, tokenizer: Any, beam: bool = False) -> CapFilt:
+    """CapFilt from scratch, so that no tower has seen a clean phrase before; its stages are kept under `runs/`."""
+
+    def build(losses: tuple[str, ...]) -> BLIP:
+        return BLIP(replace(BLIP.Config.nano(len(tokenizer)), losses=losses))
+
+    noisy = NoisyCaptions(Scenes(recipe.scenes, "train", seed, recipe.size, recipe.objects), NOISE, seed)
+    clean = Scenes(GOOD, "train", seed + 1000, recipe.size, recipe.objects)
+    folder = Path("runs") / f"capfilt-{seed}"
+    steps = dict(pretrain=recipe.settings(), finetune=recipe.settings(steps=recipe.steps // 3, lr=recipe.lr / 2))
+    more = dict(batch_size=recipe.batch_size, seed=seed, bar=sys.stderr.isatty())
+    nucleus = CapFilt(build, noisy, clean, tokenizer, folder, **steps, **more)
+    if not beam:
+        return nucleus
+    nucleus.captioner(), nucleus.filter()  # the same ones
+    other = folder.with_name(f"{folder.name}-beam")
+    for stage in ("pretrained", "captioner", "filter"):
+        if not (other / stage).exists():
+            shutil.copytree(folder / stage, other / stage)
+    return CapFilt(build, noisy, clean, tokenizer, other, writing=BEAM, **steps, **more)
+
+
+@dataclass(frozen=True)
+class Mended(Variant):
+    """A BLIP trained from scratch on captions that a first one has mended; without `sources`, on them as they are."""
+
+    sources: tuple[str, ...] = ()
+    filtered: bool = True
+    beam: bool = False
+
+    def train(self, seed: int, tokenizer: Any) -> tuple[Any, float, Recipe]:
+        recipe, start = self.sized(), time.perf_counter()
+        run = bootstrapping(recipe, seed, tokenizer, self.beam)
+        model = run.final(self.sources, self.filtered) if self.sources else run.pretrained()
+        return model, time.perf_counter() - start, recipe
+
+
+@dataclass(frozen=True)
+class Judged(Variant):
+    """CapFilt up to the verdicts: no model but the run itself is measured."""
+
+    beam: bool = False
+
+    def train(self, seed: int, tokenizer: Any) -> tuple[Any, float, Recipe]:
+        recipe, start = self.sized(), time.perf_counter()
+        run = bootstrapping(recipe, seed, tokenizer, self.beam)
+        run.table()
+        return run, time.perf_counter() - start, recipe
+
+
+def verdicts(run: CapFilt, test: Scenes, tokenizer: Any) -> dict[str, Any]:
+    """How well the filter tells true web captions from false ones, and how many of the new captions are true."""
+    scores, lines = {}, run.table()
+    web = [line for line in lines if line["source"] == "web"]
+    clean = [run.noisy.is_clean(line["row"]) for line in web]
+    judged = filter_quality([line["score"] for line in web], clean, run.threshold)
+    scores |= {"AUC (itm)" if name == "AUC" else name: score for name, score in judged.items()}
+    scores["AUC (itc)"] = filter_quality(run.scores(web, by_cosine), clean)["AUC"]
+    for name, some in (("new captions, true", True), ("new captions kept, true", False)):
+        asked = [line for line in lines if line["source"] == "synthetic" and (some or line["kept"])]
+        true = [tells_all(line["caption"], run.noisy.dataset.scene(line["row"])) for line in asked]
+        scores[name] = bootstrap(np.array(true, dtype=float), 0.0)
+    return scores
 
 
 def with_pieces(recipe: Recipe, kind: type, tokenizer: Any) -> Any:
@@ -189,6 +268,12 @@ def alone(stage: Any, test: Scenes, tokenizer: Any) -> dict[str, Any]:
     return {"hidden words": bootstrap(torch.cat(right).float(), float((words == words.mode().values).float().mean()))}
 
 
+def writing(model: Any, test: Scenes, tokenizer: Any) -> dict[str, Any]:
+    """Captions of 500 scenes with one or two things; then what `fusion` asks of a model that writes."""
+    simple = Scenes(500, "test", TEST_SEED, objects=(1, 2))
+    return captions(model, simple, tokenizer) | retrieval_and_counterfactuals(model, test, tokenizer)
+
+
 SHORT = {"steps": 150}
 MIXED = {"steps": 400, "batch_size": 32, "regions_per_image": 2, "pairs_between": True, "wrong_captions": True}
 # the image tower, trained on clean phrases and frozen, stands for DeiT; everything else is new
@@ -198,8 +283,8 @@ SCRATCH = {"steps": 300, "start": None, "frozen": ()}
 # momentum scaled to the run: .98 looks back over 50 of 400 steps, .97 over 33 of 150 (the paper's .995 over 200)
 TAUGHT = {"momentum": 0.98, "alpha_steps": 100, "queue_size": 960}
 TAUGHT_BRIEFLY = TAUGHT | {"momentum": 0.97, "alpha_steps": 50}
-# a stage of VLMo, from scratch: what is hidden in a text is as with pairs
-STAGE = {"steps": 250, "start": None}
+EARLY = {"losses": ("itc", "mlm")}  # matching does not begin in so few steps from scratch
+STAGE = {"steps": 250, "start": None, "wrong_captions": False}
 BEGUN = {
     "images first": ("images", "pairs"),
     "images, then texts": ("images", "texts, attention frozen", "pairs"),
@@ -213,6 +298,8 @@ CARRIED = {
     "images, random attention": ("images, attention frozen",),
     "images, attention learns": ("images",),
 }
+WRITTEN = {"steps": 300, "wrong_captions": False}
+WEB = {"scenes": 10 * GOOD, "objects": (1, 2), "steps": 400, "batch_size": 48, "start": None, "frozen": ()}
 WITH_BOXES, WITHOUT = {"losses": ("itc", "itm", "box_l1", "box_giou")}, {"losses": ("itc", "itm")}
 TABLES = {
     "clip_seeds": Table("CLIP nano as lesson 01 trains it, three seeds", {"CLIP nano": Variant("clip")}),
@@ -290,8 +377,8 @@ TABLES = {
     "vlmo_stages": Table(
         "VLMo from scratch: pairs alone, or after stages of images and texts (250 steps each)",
         {
-            "pairs alone": Staged("vlmo", recipe=STAGE, stages=("pairs",)),
-            **{name: Staged("vlmo", recipe=STAGE, stages=stages) for name, stages in BEGUN.items()},
+            "pairs alone": Staged("vlmo", EARLY, STAGE, stages=("pairs",)),
+            **{name: Staged("vlmo", EARLY, STAGE, stages=stages) for name, stages in BEGUN.items()},
         },
         fusion,
     ),
@@ -299,6 +386,32 @@ TABLES = {
         "what the attention that one modality has made is worth to the other (250 steps a stage)",
         {name: Staged("vlmo", recipe=STAGE, stages=stages) for name, stages in CARRIED.items()},
         alone,
+    ),
+    "blip_seeds": Table("BLIP nano as lesson 05 trains it, three seeds", {"BLIP nano": Variant("blip")}, writing),
+    "blip_sharing": Table(
+        "what encoder and decoder of BLIP share (300 steps)",
+        {
+            "all but self-attention": Variant("blip", recipe=WRITTEN),
+            "everything": Variant("blip", {"shared": SELF_ATTENTION + CROSS_ATTENTION + THE_REST}, WRITTEN),
+            "nothing": Variant("blip", {"shared": ()}, WRITTEN),
+        },
+        writing,
+    ),
+    "blip_filter": Table(
+        "CapFilt at 40 % noise: who is kept, and how true the new captions are",
+        {"nucleus": Judged("blip", recipe=WEB), "beam": Judged("blip", recipe=WEB, beam=True)},
+        verdicts,
+    ),
+    "blip_capfilt": Table(
+        "a second BLIP from scratch, on captions that the first one has mended, at 40 % noise",
+        {
+            "neither": Mended("blip", recipe=WEB),
+            "captioner only": Mended("blip", recipe=WEB, sources=("web", "synthetic"), filtered=False),
+            "filter only": Mended("blip", recipe=WEB, sources=("web",)),
+            "both": Mended("blip", recipe=WEB, sources=("web", "synthetic")),
+            "both, beam search": Mended("blip", recipe=WEB, sources=("web", "synthetic"), beam=True),
+        },
+        writing,
     ),
     "albef_noise": Table(
         "momentum distillation under caption noise, from the trained towers (150 steps of 32)",

@@ -66,6 +66,14 @@ SHIPPED = {
         "ViLT as lesson 02 trains it, on more scenes and twice as long: matching begins late.",
         Variant("vilt", recipe={"scenes": 20000, "steps": 1100}),
     ),
+    "blip_nano": Shipped(
+        "BLIP as lesson 05 trains it, on more scenes and for longer; no teacher, no queue.",
+        Variant("blip", recipe={"scenes": 20000, "steps": 1500}),
+    ),
+    "vlmo_nano": Shipped(
+        "VLMo as lesson 04 trains it, on more scenes and for longer: matching begins late, as in ViLT.",
+        Variant("vlmo", recipe={"scenes": 20000, "steps": 900}),
+    ),
     "albef_nano": Shipped(
         "ALBEF as lesson 03 trains it, on more scenes and for longer; no teacher, no queue.",
         Variant("albef", recipe={"scenes": 20000, "steps": 1200}),

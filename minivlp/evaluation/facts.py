@@ -176,23 +176,25 @@ def tells_all(caption: str, scene: Scene) -> bool:
 def fact_scores(written: Sequence[str], scenes: Sequence[Scene], blind: Sequence[str]) -> Scores:
     """Facts stated rightly, wrongly, and missing, as shares of all three together; then what is right, by kind.
 
-    `a true caption`: how often all is told and all is true (`tells_all`).
+    `objects named`: how many of the things that are there. `a true caption`: how often all is told and all is true
+    (`tells_all`).
     """
     counts, blind_counts = (
         np.stack([check_facts(text, scene) for text, scene in zip(texts, scenes, strict=True)])
         for texts in (written, blind)
     )  # (n, 5, 3)
 
-    def share(of: np.ndarray, outcome: int) -> Score:
+    def share(facts: list[int], outcome: int = 0, among: tuple[int, ...] = (0, 1, 2)) -> Score:
         def measure(part: np.ndarray) -> float:
-            return float(part[..., outcome].sum() / max(1, part.sum()))
+            return float(part[:, facts, outcome].sum() / max(1, part[:, facts][:, :, among].sum()))
 
-        return pooled(counts[:, of], measure, measure(blind_counts[:, of]), n=int(counts[:, of].sum()))
+        asked = counts[:, facts][:, :, among]
+        return pooled(counts, measure, measure(blind_counts), n=int(asked.sum()))
 
-    every = np.arange(len(FACTS))
+    every = list(range(len(FACTS)))
     scores = {f"facts {name}": share(every, i) for i, name in enumerate(OUTCOMES)}
-    kinds = {name: share(every[[i]], 0) for i, name in enumerate(FACTS) if counts[:, i].any()}
-    scores |= {f"{name} right": score for name, score in kinds.items()}
+    scores |= {f"{name} right": share([i]) for i, name in enumerate(FACTS) if counts[:, i].any()}
+    scores["objects named"] = share([0], among=(0, 2))  # right, of those that are there
     told, blind_told = (
         [tells_all(text, scene) for text, scene in zip(texts, scenes, strict=True)] for texts in (written, blind)
     )

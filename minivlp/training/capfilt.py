@@ -160,23 +160,33 @@ class CapFilt:
         return lines
 
     def _judge(self) -> list[dict[str, Any]]:
-        synthetic, model, lines = self.synthetic(), self.filter(), []
+        synthetic = self.synthetic()
+        lines = [
+            {"row": row, "source": source, "caption": text}
+            for row in range(len(self.noisy))
+            for source, texts in (("web", self.noisy.captions(row)), ("synthetic", [synthetic[row]]))
+            for text in texts
+        ]
+        verdicts = []
+        for line, score in zip(lines, self.scores(lines, self.judge), strict=True):
+            kept = score >= self.threshold and bool(line["caption"])
+            verdicts.append({**line, "score": round(score, 6), "kept": kept})
+        return verdicts
+
+    @torch.no_grad()
+    def scores(self, lines: Sequence[Mapping[str, Any]], judge: Callable[..., Tensor]) -> list[float]:
+        """What a judge, with the filter, makes of captions: `lines` as in `table`, in the order of their rows."""
+        model, found = self.filter(), []
+        longest = model.config.text.context_length
         for rows in self._chunks():
-            some = [
-                {"row": row, "source": source, "caption": text}
-                for row in rows
-                for source, texts in (("web", self.noisy.captions(row)), ("synthetic", [synthetic[row]]))
-                for text in texts
-            ]
-            ids, mask = encode(self.tokenizer, [line["caption"] for line in some], model.config.text.context_length)
+            some = [line for line in lines if line["row"] in rows]
+            if not some:
+                continue
+            ids, mask = encode(self.tokenizer, [line["caption"] for line in some], longest)
             which = torch.tensor([line["row"] - rows[0] for line in some])
             asked = (x.to(_device(model)) for x in (which, ids, mask))
-            with torch.no_grad():
-                scores = self.judge(model, self._images(model, rows), *asked).float().tolist()
-            for line, score in zip(some, scores, strict=True):
-                kept = score >= self.threshold and bool(line["caption"])
-                lines.append({**line, "score": round(score, 6), "kept": kept})
-        return lines
+            found += judge(model, self._images(model, rows), *asked).float().tolist()
+        return found
 
     def _chunks(self, size: int = 200) -> list[range]:
         """The rows of the noisy images, some at a time."""
