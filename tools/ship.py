@@ -24,7 +24,8 @@ from minivlp.data.text import load_tokenizer
 from minivlp.evaluation.score import table
 from minivlp.models import MODELS
 from minivlp.training.checkpoint import CHECKPOINTS, load_model, save_model
-from minivlp.training.loop import fit
+from minivlp.training.labels import LabelledConfig, LabelledTower, labelled_batches
+from minivlp.training.loop import History, Settings, fit
 
 ALL = ("itc", "itm", "mlm", "box_l1", "box_giou")
 
@@ -80,6 +81,55 @@ SHIPPED = {
     ),
 }
 
+IMAGE_CARD = """# image_nano
+
+An image tower that has learnt from labels alone: which thing and which colour each patch shows, and which things are in
+the picture. It stands for a ViT trained on ImageNet, where no part of a model may have read a clean caption before
+(lesson 05, CapFilt). {millions:.1f} M parameters with its heads, trained from scratch on {scenes:,} of our own drawn
+scenes (split `train`) and nothing else: no photo, no sentence, no phrase, no official weights.
+
+Made by `python tools/ship.py image_nano`: {steps:,} steps of {batch} pictures, {minutes:.0f} minutes on one core of a
+CPU that did other work beside it. `image_nano.log.jsonl` has every tenth step. Weights are stored in half precision.
+
+Measured on 500 test scenes (seed 7), over all patches that show a thing: noun right {noun:.2f}, colour right
+{colour:.2f}.
+"""
+
+
+def ship_image() -> None:
+    """The tower that has learnt from labels."""
+    config, scenes = LabelledConfig(MODELS["blip"].Config.nano().image), 20_000
+    torch.manual_seed(0)
+    model = LabelledTower(config)
+    batches = labelled_batches(Scenes(scenes, "train", 20), config.image, 64)
+    settings = Settings(1000, save_every=200)
+    history = fit(model, batches, settings, run_dir=Path("runs") / "image_nano")
+    if history.interrupted:
+        sys.exit(f"stopped after {len(history.steps)} steps; the same command goes on")
+    weights = CHECKPOINTS / "image_nano.safetensors"
+    save_model(model.cpu(), weights, half=True, scenes=scenes, seed=20, seconds=round(history.seconds))
+    model = load_model(LabelledTower, weights)
+    test = labelled_batches(Scenes(500, "test", 7), config.image, 500)(0)
+    with torch.no_grad():
+        patches = model.image(test.images)[:, 1:]
+        right = [
+            (head(patches).argmax(dim=-1) == truth)[test.nouns > 0].float().mean().item()
+            for head, truth in ((model.noun_head, test.nouns), (model.color_head, test.colors))
+        ]
+    write_log(weights, history)
+    millions = sum(p.numel() for p in model.parameters()) / 1e6
+    more = dict(millions=millions, scenes=scenes, steps=settings.steps, batch=64, minutes=history.seconds / 60)
+    card = IMAGE_CARD.format(noun=right[0], colour=right[1], **more)
+    weights.with_suffix(".md").write_text(card, encoding="utf-8")
+    print(card)
+
+
+def write_log(weights: Path, history: History) -> None:
+    """Every tenth step of a run, beside its weights."""
+    rows = [{k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()} for row in history.steps[::10]]
+    weights.with_suffix(".log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
 CARD = """# {name}
 
 {purpose}
@@ -117,8 +167,7 @@ def ship(name: str) -> None:
     scores = measure(model, Scenes(1500, "test", 7), tokenizer)
     if "itm" not in getattr(model.config, "losses", ("itm",)):  # the heads are there, but were never asked
         scores = {name: score for name, score in scores.items() if not name.startswith(("counterfactual", "masked"))}
-    rows = [{k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()} for row in history.steps[::10]]
-    weights.with_suffix(".log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    write_log(weights, history)
     card = CARD.format(
         name=name,
         purpose=how.purpose,
@@ -138,7 +187,7 @@ def ship(name: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", choices=[*SHIPPED, []], help="which checkpoints")
+    parser.add_argument("names", nargs="*", choices=[*SHIPPED, "image_nano", []], help="which checkpoints")
     parser.add_argument("--list", action="store_true", help="say what there is")
     options = parser.parse_args()
     if options.list or not options.names:
@@ -146,7 +195,7 @@ def main() -> None:
             print(f"{name}: {how.purpose}\n  {asdict(how.variant.sized())}\n")
         sys.exit(0)
     for name in options.names:
-        ship(name)
+        ship_image() if name == "image_nano" else ship(name)
 
 
 if __name__ == "__main__":

@@ -49,7 +49,8 @@ class Recipe:
     def build(self, kind: type, vocabulary: int) -> Any:
         """A model of this recipe's size, fresh but for the towers it starts from."""
         model = kind(replace(getattr(kind.Config, self.preset)(vocabulary), **self.config))
-        if self.start and hasattr(model, "start_from"):  # one transformer, which takes from the towers what it can use
+        whole = self.start_parts == TOWERS
+        if self.start and whole and hasattr(model, "start_from"):  # takes from the towers what it can use, and where
             model.start_from(load_model(XVLM, shipped(self.start)))
         elif self.start:
             start_from(model, shipped(self.start), self.start_parts)
