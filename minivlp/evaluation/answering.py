@@ -58,10 +58,10 @@ def entailment(
 ) -> Scores:
     """Visual entailment: how many statements of each label (entailed, neutral, contradicted) get it, and the mean.
 
-    The model chooses one of the three labels (see `reply`). Two thresholds on `match` would not do: a caption is most
-    likely to match, but a statement that no picture can settle does not come second. Chance is one in three. The words
-    alone give neutral statements away, in the scene world as in the data sets of the field: see "grey picture".
-    Source: Xie et al. 2019. Raises ValueError when the dataset does not know the truth of its images.
+    The model chooses one of the three labels (see `reply`); it must have been taught them. Two thresholds on `match`
+    would not do: nothing has taught it to put what no picture can settle between true and false. Chance is one in
+    three; but a neutral statement is known by its words, so see "grey picture". Source: Xie et al. 2019, "Visual
+    entailment". Raises ValueError when the dataset does not know the truth of its images.
     """
     need(model, "answer", "caption_logprob")
     rng = np.random.default_rng(seed)
