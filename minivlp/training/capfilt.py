@@ -173,7 +173,6 @@ class CapFilt:
             verdicts.append({**line, "score": round(score, 6), "kept": kept})
         return verdicts
 
-    @torch.no_grad()
     def scores(self, lines: Sequence[Mapping[str, Any]], judge: Callable[..., Tensor]) -> list[float]:
         """What a judge, with the filter, makes of captions: `lines` as in `table`, in the order of their rows."""
         model, found = self.filter(), []
@@ -185,7 +184,8 @@ class CapFilt:
             ids, mask = encode(self.tokenizer, [line["caption"] for line in some], longest)
             which = torch.tensor([line["row"] - rows[0] for line in some])
             asked = (x.to(_device(model)) for x in (which, ids, mask))
-            found += judge(model, self._images(model, rows), *asked).float().tolist()
+            with torch.no_grad():
+                found += judge(model, self._images(model, rows), *asked).float().tolist()
         return found
 
     def _chunks(self, size: int = 200) -> list[range]:
