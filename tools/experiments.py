@@ -289,6 +289,7 @@ TAUGHT = {"momentum": 0.98, "alpha_steps": 100, "queue_size": 960}
 TAUGHT_BRIEFLY = TAUGHT | {"momentum": 0.97, "alpha_steps": 50}
 EARLY = {"losses": ("itc", "mlm")}  # matching does not begin in so few steps from scratch
 STAGE = {"steps": 250, "start": None, "wrong_captions": False}
+BRIEF = STAGE | {"steps": 120}
 BEGUN = {
     "images first": ("images", "pairs"),
     "images, then texts": ("images", "texts, attention frozen", "pairs"),
@@ -379,10 +380,10 @@ TABLES = {
         fusion,
     ),
     "vlmo_stages": Table(
-        "VLMo from scratch: pairs alone, or after stages of images and texts (250 steps each)",
+        "VLMo from scratch: pairs alone, or after stages of images and texts (120 steps each)",
         {
-            "pairs alone": Staged("vlmo", EARLY, STAGE, stages=("pairs",)),
-            **{name: Staged("vlmo", EARLY, STAGE, stages=stages) for name, stages in BEGUN.items()},
+            "pairs alone": Staged("vlmo", EARLY, BRIEF, stages=("pairs",)),
+            **{name: Staged("vlmo", EARLY, BRIEF, stages=stages) for name, stages in BEGUN.items()},
         },
         fusion,
     ),

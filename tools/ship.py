@@ -73,7 +73,7 @@ SHIPPED = {
     ),
     "vlmo_nano": Shipped(
         "VLMo as lesson 04 trains it, on more scenes and for longer: matching begins late, as in ViLT.",
-        Variant("vlmo", recipe={"scenes": 20000, "steps": 900}),
+        Variant("vlmo", recipe={"scenes": 20000, "steps": 750}),
     ),
     "albef_nano": Shipped(
         "ALBEF as lesson 03 trains it, on more scenes and for longer; no teacher, no queue.",
