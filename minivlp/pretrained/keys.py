@@ -132,7 +132,8 @@ def translated(
             )
         found[name] = made
 
-    absent = tuple(p for p in release.optional if {n for n in everything if n.startswith(p)} <= lacking.keys())
+    parts = {part: {name for name in everything if name.startswith(part)} for part in release.optional}
+    absent = tuple(part for part, names in parts.items() if names and names <= lacking.keys())
     missing = {
         theirs
         for ours, theirs in lacking.items()

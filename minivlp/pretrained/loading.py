@@ -18,13 +18,21 @@ from minivlp.data.text import load_tokenizer
 from minivlp.layers.embed import resize_positions
 from minivlp.layers.encoders import ImageConfig
 from minivlp.models import MODELS
-from minivlp.pretrained import clip
+from minivlp.models.vilt import ViLTAnswers
+from minivlp.pretrained import albef, blip, clip, vilt, vlmo, xvlm
 from minivlp.pretrained.files import Files, find, read
 from minivlp.pretrained.keys import Release, translated
 from minivlp.training.checkpoint import CheckpointError, build_config, save_model, set_weights, weights
 
-RELEASES: dict[str, tuple[Release, ...]] = {"clip": clip.RELEASES}
-KINDS = tuple(MODELS.values())
+RELEASES = {
+    "clip": clip.RELEASES,
+    "vilt": vilt.RELEASES,
+    "albef": albef.RELEASES,
+    "vlmo": vlmo.RELEASES,
+    "blip": blip.RELEASES,
+    "xvlm": xvlm.RELEASES,
+}
+KINDS = (*MODELS.values(), ViLTAnswers)
 OURS = {"image_mean": (0.5,) * 3, "image_std": (0.5,) * 3}  # our own models see pixels in [-1, 1]
 POSITIONS = ("image.positions", "joint.positions")
 

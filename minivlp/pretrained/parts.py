@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -65,17 +66,33 @@ ALIGNED = (  # ALBEF, BLIP and X-VLM
     ("text_proj", "project_text"),
     ("temp", "temperature"),
 )
+# the teacher's copies, and the vectors of batches past: of use only to go on with the very same run
+MOMENTUM = ("*_m.*", "*_queue", "queue_ptr", "ptr_queue")
+FUSED_BERT = (  # ALBEF and X-VLM: one BERT, of whose layers the upper ones fuse; what was fine-tuned lacks the "bert."
+    *under("text_encoder.bert.embeddings.", "text.embed.", BERT_WORDS),
+    *under("text_encoder.bert.encoder.layer.{n}.", "text.blocks.{n}.", BERT_LAYER),
+    *under("text_encoder.bert.encoder.layer.{n+text}.", "fusion.blocks.{n}.", BERT_LAYER),
+    *under("text_encoder.cls.predictions.", "word_head.", WORD_HEAD),
+    *under("text_encoder.embeddings.", "text.embed.", BERT_WORDS),
+    *under("text_encoder.encoder.layer.{n}.", "text.blocks.{n}.", BERT_LAYER),
+    *under("text_encoder.encoder.layer.{n+text}.", "fusion.blocks.{n}.", BERT_LAYER),
+)
 CLIP_MEAN_STD = {"image_mean": (0.48145466, 0.4578275, 0.40821073), "image_std": (0.26862954, 0.26130258, 0.27577711)}
 
 
-def crop(size: int) -> dict:
+def crop(size: int) -> dict[str, Any]:
     """The short side becomes `size` pixels long, and the middle of the long one is kept."""
     return {"size": {"shortest_edge": size}, "crop_size": {"height": size, "width": size}}
 
 
-def squash(size: int) -> dict:
+def squash(size: int) -> dict[str, Any]:
     """The whole picture becomes a square."""
     return {"size": {"height": size, "width": size}, **CLIP_MEAN_STD}
+
+
+def heads(width: int) -> int:
+    """Attention heads of a layer of this width."""
+    return max(1, width // HEAD_WIDTH)
 
 
 def count(tensors: Mapping[str, Tensor], before: str) -> int:
@@ -89,7 +106,7 @@ def vit_config(tensors: Mapping[str, Tensor], before: str) -> ImageConfig:
     width, _, _, patch = tensors[f"{before}patch_embed.proj.weight"].shape
     side = math.isqrt(tensors[f"{before}pos_embed"].shape[1] - 1)
     hidden = len(tensors[f"{before}blocks.0.mlp.fc1.weight"])
-    block = BlockConfig(width, width // HEAD_WIDTH, hidden, norm_eps=1e-6)
+    block = BlockConfig(width, heads(width), hidden, norm_eps=1e-6)
     return ImageConfig(side * patch, patch, count(tensors, f"{before}blocks."), block)
 
 
@@ -97,6 +114,15 @@ def bert_config(tensors: Mapping[str, Tensor], before: str, layers: int) -> Text
     """Sizes of a BERT of which `layers` layers read text alone."""
     vocabulary, width = tensors[f"{before}embeddings.word_embeddings.weight"].shape
     hidden = len(tensors[f"{before}encoder.layer.0.intermediate.dense.weight"])
-    block = BlockConfig(width, width // HEAD_WIDTH, hidden, norm_eps=1e-12, norm_first=False)
+    block = BlockConfig(width, heads(width), hidden, norm_eps=1e-12, norm_first=False)
     length = len(tensors[f"{before}embeddings.position_embeddings.weight"])
     return TextConfig(vocabulary, length, layers, block, embed_norm=True, position_std=0.02)
+
+
+def fused_sizes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """`text`, `fusion_layers` and `embed_width` of a model with `FUSED_BERT`."""
+    bert = "text_encoder.bert." if "text_encoder.bert.embeddings.LayerNorm.bias" in tensors else "text_encoder."
+    layers = count(tensors, f"{bert}encoder.layer.")
+    fusing = [n for n in range(layers) if f"{bert}encoder.layer.{n}.crossattention.self.query.weight" in tensors]
+    text = bert_config(tensors, bert, layers - len(fusing))
+    return {"text": text, "fusion_layers": len(fusing), "embed_width": len(tensors["text_proj.weight"])}
