@@ -81,7 +81,7 @@ with drawing.style():
         colors = [drawing.BLUE, *[drawing.VERMILION] * (len(texts) - 1)]
         ax.barh(range(len(texts)), values, height=0.3, color=colors)
         for y, text in enumerate(texts):
-            ax.text(0, y - 0.2, text, va="bottom", fontsize=8)
+            ax.text(0.01, y - 0.2, text, va="bottom", fontsize=8)
         ax.set(xlim=(0, 1), ylim=(len(texts) - 0.6, -0.7), yticks=[], title=name)
     plt.show()
 
@@ -182,8 +182,8 @@ print(f"guessing among {V} words costs {np.log(V):.2f}, certain and right costs 
 
 # %% [markdown] slideshow={"slide_type": "subslide"}
 # What does the trained model expect, word by word? Below, the words of a true caption; in each column the three that it
-# held for likeliest at that place. Where it hesitates, look at the words: is it unsure of the *picture*, or of the
-# *wording*?
+# held for likeliest at that place (dark: the word that comes). Where it hesitates, look at the words: is it unsure of the
+# *picture*, or of the *wording*?
 
 # %%
 ids, mask = encode(tokenizer, [caption], 56)
@@ -199,10 +199,15 @@ with drawing.style():
         colors = [drawing.BLUE if word == said else drawing.SKY for word in likely]
         ax.barh(range(3), best.values[t], height=0.35, color=colors)
         for y, word in enumerate(likely):
-            ax.text(0, y - 0.25, word, va="bottom", fontsize=8)
+            ax.text(0.02, y - 0.25, word, va="bottom", fontsize=8)
         ax.set(xlim=(0, 1), ylim=(2.5, -0.9), yticks=[], xticks=[], xlabel=said)
         ax.spines[:].set_visible(False)
     plt.show()
+
+# %% [markdown]
+# Mostly of the wording. A caption may set out from either thing, or say *a picture of* first; and a size is told or left
+# out as chance will have it. Once it is said which thing comes first and where the other lies, little is left to guess.
+# That is why a tenth is kept for all words, and why the loss stays above its floor even for a perfect model.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## The model
@@ -287,9 +292,8 @@ judged
 # *a dog left of a heart*; no wonder that the field looks for better ones.
 #
 # Sizes are told worst, and for a reason that is worth knowing: our captions mention a size *by chance*. For a word
-# that may be there or not, the likeliest next word is often to leave it out. This is no failure to see.
-#
-# BLIP_TEXT: adjust to the shipped model's numbers.
+# that may be there or not, the likeliest next word is often to leave it out. So nearly all of its missing sizes are no
+# failure to see. *A true caption* counts the captions that name every thing with its colour, and say nothing false.
 
 # %% tags=["check", "nbval-check-output"]
 assert judged["facts right"].value > 2 * judged["facts right"].chance
@@ -356,7 +360,10 @@ drawing.attention_figure(
 )
 
 # %% [markdown]
-# BLIP_TEXT: what one sees. (Before *a* the model chooses what to speak of; where does it look for *left*?)
+# Before it says *heart* it looks at the heart, before *fish* at the fish. One word later the same head does not look there
+# any more: what is said is said. This is the shift that is easily forgotten; whoever reads the map at the word's own place
+# sees the look for the *next* word. Before words that name nothing (*of*, *above*, the end) this head looks at the empty
+# edge. That does not mean that nobody looks at the relation, only that this head does not.
 #
 # All layers and heads of it, to play with:
 
@@ -399,7 +406,7 @@ for place, r in enumerate(pair):
     display(figure)
 
 # %% [markdown]
-# Over 300 scenes: how true, and how varied? *Different captions* counts what the three hundred texts have in common.
+# Over 300 scenes: how true, and how varied? (Random drawing now and then takes a word that nobody would say.)
 
 # %% tags=["nbval-ignore-output"]
 three_hundred = range(300)
@@ -492,7 +499,7 @@ with drawing.style():
 # captions and 600 good ones, fine-tunes it into captioner and filter, and keeps every stage in a folder (about four
 # minutes; stop it whenever you like, it goes on where it was). In profile `quick` the shipped model plays both parts, on
 # the first 240 pictures. That is a *better* captioner and filter than CapFilt would have, since it learnt from clean
-# captions; but the steps are the same, and they are short:
+# captions, and its filter hardly errs; but the steps are the same, and they are short:
 
 # %%
 def write_and_judge(model, noisy, rows):
@@ -538,7 +545,11 @@ FilterBoard.of(table, noisy, lambda row, text: tells_all(text, noisy.dataset.sce
 # (ITC), which does not.
 
 # %%
-web = [line for line in table if line["source"] == "web"]
+web = {}  # of each picture the first old caption: true ones have several wordings
+for line in table:
+    if line["source"] == "web":
+        web.setdefault(line["row"], line)
+web = list(web.values())
 clean = np.array([noisy.is_clean(line["row"]) for line in web])
 by_judge = {"matching (ITM)": scored(judge, by_matching, noisy, web), "cosine (ITC)": scored(judge, by_cosine, noisy, web)}
 quality = {name: filter_quality(scores, clean) for name, scores in by_judge.items()}
@@ -573,7 +584,8 @@ print("the filter tells true captions from false ones, and what it keeps is clea
 
 # %% [markdown] slideshow={"slide_type": "subslide"}
 # The same by the whole pipeline, from scratch, three seeds (`python tools/experiments.py blip_filter`); the captioner writes
-# by nucleus sampling as in the paper, or by beam search.
+# by nucleus sampling as in the paper, or by beam search. (Here every wording of a caption counts, and true captions have
+# several: blind precision is higher than .6.)
 
 # %%
 drawing.bars_with_spread(by_variant("blip_filter"), [
@@ -709,7 +721,7 @@ exercise.check_filter(my_filter)
 # | captioner and filter | each helps, both together most: retrieval (text / image) 78.4 / 60.7 to 80.6 / 63.1, CIDEr 127.8 to 129.7 | BLIP_TEXT |
 # | nucleus or beam | nucleus: a quarter of the new captions is thrown out (beam: a fifth), and the final model is better | BLIP_TEXT |
 # | captioner and filter share weights | fewer captions are thrown out (8 %), and the results fall | not tried |
-# | captions | COCO: CIDEr 133 .. 137, BLEU-4 .40 | facts, since their truth is known: BLIP_TEXT |
+# | captions | COCO: CIDEr 133 .. 137, BLEU-4 .40 | the shipped model tells .78 of all facts rightly and .09 wrongly; .76 of its captions are true and whole |
 # | how good the filter is | not measured: nobody knows which captions of the web are true | AUC, precision and recall, above |
 #
 # **Next:** X-VLM asks for the place: which part of the picture is it that a phrase speaks of?

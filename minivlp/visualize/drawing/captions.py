@@ -31,17 +31,17 @@ def caption_grid(
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     with style():
-        figure, axes = new_figure(rows, columns, WIDTH, rows * (WIDTH / columns + 0.55))
+        figure, axes = new_figure(rows, columns, WIDTH, rows * (WIDTH / columns + 0.75))
         for ax in axes.flat:
             ax.axis("off")
         for i, (ax, image, words) in enumerate(zip(axes.flat, images, captions, strict=False)):
             show_image(ax, image)
             lines = [
                 HPacker(children=[_word(*word) for word in line], pad=0, sep=4, align="baseline")
-                for line in _lines(words, 124 // columns)
+                for line in _lines(words, 104 // columns)
             ]
             if missing is not None:
-                left_out = wrap("missing: " + ", ".join(missing[i]), 124 // columns) if missing[i] else ""
+                left_out = wrap("missing: " + ", ".join(missing[i]), 104 // columns) if missing[i] else ""
                 right = not left_out and not any(wrong for _, wrong in words)
                 lines += [TextArea("✓" if right else left_out, textprops={"color": INK, "style": "italic", "size": 9})]
             text = VPacker(children=lines, pad=0, sep=3, align="left")
