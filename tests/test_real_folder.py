@@ -165,6 +165,18 @@ def test_kept_tokens_give_the_losses_and_gradients_of_the_tower_itself(kind, cha
     assert torch.equal(learnt(boxes)[0], losses)  # the tower is back in its place
 
 
+def test_a_teacher_takes_its_step_and_fills_its_queue_from_kept_tokens(boxes, tmp_path):
+    model = with_tower(BLIP, momentum=0.9)
+    before = model.teacher.model.project_text.weight.clone()
+    with torch.no_grad():
+        model.project_text.weight += 1
+    with kept_tokens(model, boxes, tmp_path) as numbered:
+        model.train().losses(Loader(numbered, load_tokenizer(), 8, 160).batch(0))
+    assert len(model.queue) == 8
+    assert torch.allclose(model.teacher.model.project_text.weight, before + 0.1, atol=1e-6)
+    assert model.teacher.model.image is not model.image and list(model.teacher.model.image.parameters())
+
+
 def test_a_file_that_was_cut_off_is_completed(boxes, tmp_path, monkeypatch):
     monkeypatch.setattr(cached, "CHUNK", 5)
     model, seen = with_tower(XVLM), []
@@ -196,7 +208,7 @@ def test_another_tower_or_another_picture_has_another_file(boxes, tmp_path):
     with torch.no_grad():
         model.image.norm.weight[3] += 0.1
     assert files() == 2
-    Image.new("RGB", (64, 64), "red").save(boxes.rows[5].file)
+    boxes.rows[5].file.touch()  # written anew, if perhaps with as many bytes
     assert files() == 3
 
 
