@@ -1,6 +1,6 @@
 """Train, evaluate and look, from the command line.
 
-    python -m minivlp info                                     which models there are and what they can do
+    python -m minivlp info                                     which models there are, what they can do and load
     python -m minivlp data coco:~/coco                         what is in a folder, and what is wrong with it
     python -m minivlp train clip                               train on the scene world, as lesson 01 does
     python -m minivlp train clip --data flickr:~/flickr8k      the same on a real folder
@@ -59,7 +59,8 @@ def parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
-    command("info", info, "List the models: verbs, parameters, length of the code, lesson.")
+    listing = command("info", info, "List the models: verbs, parameters, length of the code, weights, lesson.")
+    listing.add_argument("--markdown", action="store_true", help="as a table for a page, as it stands in docs/zoo.md")
 
     data = command("data", describe, "Say what a dataset holds and draw a sheet of it.")
     data.add_argument("data", help="scenes, photos, coco:DIR, flickr:DIR or folder:DIR")
@@ -348,7 +349,7 @@ VERBS = ("encode_image", "encode_text", "embed_images", "similarity", "match", "
 
 
 def zoo() -> list[dict[str, str]]:
-    """One row per model: verbs, parameters, length of its file, lesson."""
+    """One row per model: verbs, parameters, length of its file, releases whose weights load, lesson."""
     import inspect
     import io
     import tokenize
@@ -356,6 +357,7 @@ def zoo() -> list[dict[str, str]]:
     import torch
 
     from minivlp.models import MODELS
+    from minivlp.pretrained.origins import WEIGHTS
 
     rows = []
     for name, kind in MODELS.items():
@@ -386,6 +388,7 @@ def zoo() -> list[dict[str, str]]:
                 "nano": f"{counts[0]:.1f} M",
                 "paper": f"{counts[1]:.0f} M",
                 "code lines": str(len(lines)),
+                "weights": WEIGHTS[name],
                 "lesson": kind.lesson,
             }
         )
@@ -393,12 +396,28 @@ def zoo() -> list[dict[str, str]]:
 
 
 def info(options: argparse.Namespace) -> None:
-    """Print the table of models."""
+    """Print the table of models, in columns or as markdown."""
     rows = zoo()
+    print(as_markdown(rows) if options.markdown else in_columns(rows))
+
+
+def in_columns(rows: list[dict[str, str]]) -> str:
+    """The rows below their headings, as wide as they need."""
     widths = {key: max(len(key), *(len(row[key]) for row in rows)) for key in rows[0]}
-    print("  ".join(f"{key:<{widths[key]}}" for key in widths))
+    lines = [dict(zip(widths, widths, strict=True)), *rows]
+    return "\n".join("  ".join(f"{line[key]:<{widths[key]}}" for key in widths).rstrip() for line in lines)
+
+
+def as_markdown(rows: list[dict[str, str]]) -> str:
+    """The rows as a markdown table, verbs as code, lessons as links from docs/ where the lesson is there."""
+    folder = Path(__file__).resolve().parents[1] / "notebooks"
+    lines = [list(rows[0]), ["---"] * len(rows[0])]
     for row in rows:
-        print("  ".join(f"{row[key]:<{widths[key]}}" for key in widths))
+        lesson = next(folder.glob(f"{row['lesson']}_*.ipynb"), None)
+        link = f"[{row['lesson']}](../notebooks/{lesson.name})" if lesson else row["lesson"]
+        verbs = " ".join(f"`{verb}`" for verb in row["verbs"].split())
+        lines.append(list({**row, "verbs": verbs, "lesson": link}.values()))
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 if __name__ == "__main__":
