@@ -828,6 +828,29 @@ def test_messages_say_what_to_do(clip_folder, tmp_path):
         load("clip", empty)
 
 
+def in_the_hubs_cache(folder, cache, monkeypatch, name: str) -> str:
+    """Put a folder's files where the hub's own library keeps what it has downloaded."""
+    snapshot = cache / f"models--{name.replace('/', '--')}" / "snapshots" / ("0" * 40)
+    shutil.copytree(folder, snapshot)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("0" * 40)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    return name
+
+
+def test_a_hub_id_is_read_from_the_cache_without_a_connection(clip_folder, tmp_path_factory, monkeypatch):
+    """Also one that has only the old pickled weights, as `openai/clip-vit-base-patch32` does."""
+    folder, reference = clip_folder
+    torch.save(reference.state_dict(), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    name = in_the_hubs_cache(folder, tmp_path_factory.mktemp("cache"), monkeypatch, "someone/tiny-clip")
+    images, ids, mask = clip_inputs()
+    ours = load("clip", name).model.similarity(images, ids, mask)
+    assert same(ours, reference(input_ids=ids, attention_mask=mask.long(), pixel_values=images).logits_per_image)
+    with pytest.raises(CheckpointError, match="hub cannot be reached"):
+        load("clip", "someone/else")
+
+
 def save_open_clip(path):
     torch.save({"visual.proj": torch.zeros(3, 2)}, path)
     return path
