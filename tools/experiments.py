@@ -9,6 +9,7 @@ Settings were chosen on validation scenes; what is recorded here is measured on 
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import sys
 import time
@@ -176,7 +177,17 @@ class Judged(Variant):
         recipe, start = self.sized(), time.perf_counter()
         run = bootstrapping(recipe, seed, tokenizer, self.beam)
         run.table()
+        if seed == 0 and not self.beam:
+            keep_captions(run)
         return run, time.perf_counter() - start, recipe
+
+
+def keep_captions(run: CapFilt, pictures: int = 240) -> None:
+    """Keep what lesson 05 shows on its board: captions of the first pictures with both judges' scores."""
+    lines = [line for line in run.table() if line["row"] < pictures]
+    both = zip(lines, run.scores(lines, by_cosine), strict=True)
+    text = "".join(json.dumps({**line, "cosine": round(cosine, 4)}) + "\n" for line, cosine in both)
+    (RECORDS / "capfilt_captions.jsonl").write_text(text, encoding="utf-8")
 
 
 def verdicts(run: CapFilt, test: Scenes, tokenizer: Any) -> dict[str, Any]:
