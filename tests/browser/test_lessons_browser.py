@@ -241,14 +241,14 @@ def drive_board(page, board, live):
     many = rows.count()
     board.get_by_label("Keep from").fill("0")
     says(board, f"{many} of {many} old captions are kept")
-    board.get_by_label("Old caption").select_option("junk")
+    board.get_by_role("combobox", name="Old caption").select_option("junk")
     says(board, "pictures are shown.")
     assert 0 < rows.count() < many
     for truth in rows.locator("td:nth-child(2) .mvlp-truth").all_inner_texts():
         assert truth.startswith("truth: junk · ⚠ should go")
     board.get_by_role("button", name="Start again").click()
     expect(rows).to_have_count(many)
-    board.get_by_label("Order").select_option("web")
+    board.get_by_role("combobox", name="Order").select_option("web")
     scores = rows.locator("td:nth-child(2) .mvlp-verdict span").all_inner_texts()
     assert scores == sorted(scores, key=float)
 

@@ -202,11 +202,11 @@ def test_the_board_judges_sorts_and_filters(page):
     orders = {"old caption, lowest": [2, 3, 1, 0], "new caption, lowest": [3, 0, 1, 2], "better than": [2, 1, 3, 0]}
     orders["worst mistakes"] = [3, 1, 0, 2]
     for label, order in orders.items():
-        option = board.get_by_label("Order").locator("option", has_text=label)
-        board.get_by_label("Order").select_option(option.get_attribute("value"))
+        option = board.get_by_role("combobox", name="Order").locator("option", has_text=label)
+        board.get_by_role("combobox", name="Order").select_option(option.get_attribute("value"))
         assert keys(rows) == order, label
     board.get_by_role("button", name="Start again").click()
-    kind, verdict = board.get_by_label("Old caption"), board.get_by_label("Verdict")
+    kind, verdict = board.get_by_role("combobox", name="Old caption"), board.get_by_role("combobox", name="Verdict")
     assert kind.locator("option").all_inner_texts() == ["any", "clean", "swapped", "junk"]
     kind.select_option("clean")
     assert keys(rows) == [0, 3]
@@ -292,7 +292,7 @@ def test_static_page_is_alive_without_a_kernel(chromium, tmp_path, scheme):
         r.get_by_role("searchbox").press("Enter")
         says(r, "the true image is at rank 1 of 24")
         board = page.locator(".mvlp-filter")
-        board.get_by_label("Verdict").select_option("mistake")
+        board.get_by_role("combobox", name="Verdict").select_option("mistake")
         assert keys(board.locator("tbody tr")) == [1, 3]
         board.get_by_label("Keep from").fill("0.65")
         says(board, "1 of 4 old captions are kept; 100 % of those are true")

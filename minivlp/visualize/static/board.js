@@ -12,7 +12,7 @@ const ORDERS = [
 
 // A labelled menu bound to one value of the model.
 function menu(model, name, label, options) {
-  const select = h("select", { "data-name": name, onchange: () => put(model, { [name]: select.value }) },
+  const select = h("select", { "aria-label": label, onchange: () => put(model, { [name]: select.value }) },
     ...options.map(([value, text]) => h("option", { value }, text)));
   return { node: h("label", { class: "mvlp-menu" }, h("span", {}, label), select), draw: () => { select.value = model.get(name); } };
 }
