@@ -1,0 +1,113 @@
+"""Lesson 07 in the form that its page does not show: with released weights. Tiny random models in transformers' own
+files stand where the hub's would be, and every cell runs."""
+
+import build_notebooks
+import pytest
+import torch
+from PIL import Image
+
+from minivlp.data.batch import to_tensor
+from minivlp.data.scenes import Scenes
+from minivlp.data.text import load_tokenizer
+
+transformers = pytest.importorskip("transformers")
+LESSON = next(build_notebooks.ROOT.glob("notebooks/*/07_real_weights.py"))
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*means nothing before it is trained",
+    "ignore:FigureCanvasAgg is non-interactive",
+    "ignore:No font on this machine",  # random models write Chinese, too
+)
+
+
+def run(cells: slice = slice(None), **settings) -> dict:
+    """Run the lesson's code cells, with other `settings` than its own once they are made; returns its variables."""
+    space = {"__name__": "lesson"}
+    for cell in [c.source for c in build_notebooks.load(LESSON).cells if c.cell_type == "code"][cells]:
+        exec(compile(cell, LESSON.name, "exec"), space)
+        if "HUB = {" in cell:
+            assert settings.keys() <= space.keys() and set(settings.get("HUB", space["HUB"])) == set(space["HUB"])
+            space |= settings
+    return space
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    """What stands for each model of the hub: a folder with a tiny random one, its tokenizer and image processor."""
+    tokenizer, folder = load_tokenizer(), tmp_path_factory.mktemp("hub")
+    image = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
+    image |= dict(image_size=32, patch_size=8)
+    words = dict(hidden_size=24, intermediate_size=40, num_hidden_layers=3, num_attention_heads=4)
+    words |= dict(max_position_embeddings=40, pad_token_id=0)
+    clip = transformers.CLIPConfig(
+        text_config=words | dict(vocab_size=len(tokenizer), bos_token_id=1, eos_token_id=2), vision_config=image
+    )
+    vilt = transformers.ViltConfig(vocab_size=len(tokenizer), max_position_embeddings=40, **image)
+    ids = dict(vocab_size=len(tokenizer) + 2, bos_token_id=len(tokenizer), sep_token_id=2, eos_token_id=2)
+    blip = transformers.BlipConfig(
+        text_config=words | ids | dict(encoder_hidden_size=32), vision_config=image, image_text_hidden_size=20
+    )
+    square = {"size": {"height": 32, "width": 32}}
+    processors = {
+        "clip": transformers.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=square["size"]),
+        "vilt": transformers.ViltImageProcessor(size={"shortest_edge": 32}, size_divisor=8),
+        "blip": transformers.BlipImageProcessor(**square),
+    }
+    torch.manual_seed(0)
+    models = {
+        "clip": transformers.CLIPModel(clip),
+        "vilt_words": transformers.ViltForMaskedLM(vilt),
+        "vilt_match": transformers.ViltForImageAndTextRetrieval(vilt),
+        "blip_writes": transformers.BlipForConditionalGeneration(blip),
+        "blip_match": transformers.BlipForImageTextRetrieval(blip),
+    }
+    for name, model in models.items():
+        for weight in model.parameters():  # as they are made, some are too small to matter
+            weight.data += 0.05 * torch.randn_like(weight)
+        for part in (model, tokenizer, processors[name.split("_")[0]]):
+            part.save_pretrained(folder / name)
+    return {name: str(folder / name) for name in models}
+
+
+def test_every_cell_runs_with_released_weights_and_a_picture_of_ones_own(hub, tmp_path):
+    mine = tmp_path / "mine.png"
+    Image.new("RGBA", (90, 40), "red").save(mine)
+    lesson = run(ASK_THE_HUB=True, HUB=hub, MY_PICTURE=str(mine))
+    assert lesson["released"] and [one.source for one in lesson["loaded"].values()] == list(hub.values())
+    assert len(lesson["written"]) == 13 and lesson["chances"].shape == (13, 16)
+    assert not any(text.startswith("a picture of") for text in lesson["written"])  # they were given, not written
+    kinds = {"object", "colour", "size", "relation", "swap", "count", "mean"}
+    assert [set(scores) for scores in lesson["tested"].values()] == [kinds] * 3
+    assert [len(right) for right in lesson["prefers"].values()] == [14] * 3
+    assert [tuple(maps.shape) for maps in lesson["found"]] == [(n, 4, 4) for n in (3, 4, 3, 3)]
+    on_its_own_terms(lesson)
+
+
+def on_its_own_terms(lesson):
+    """A measure's pixels reach each model as its own image processor would have made them, and only inside `with`."""
+    scenes = Scenes(3, size=32)
+    ours = to_tensor(scenes.pixels(range(3), 32))
+    for one in lesson["loaded"].values():
+        tower, theirs = getattr(one.model, "joint", None), one([scenes[row].image for row in range(3)])["images"]
+        patches = (one.model.image if tower is None else tower).patches
+        with torch.no_grad():
+            with lesson["on_our_pixels"](one):
+                inside = patches(ours)
+            assert torch.allclose(inside, patches(theirs), atol=1e-5)
+            assert torch.allclose(patches(ours), inside, atol=1e-3) == (one.processor.image_mean[0] == 0.5)
+
+
+def test_a_hub_that_does_not_answer_is_said_in_one_line_and_the_small_ones_stand_in(capsys):
+    """Here no network can be reached, and the cache is asked by a name that nobody has."""
+    names = ("clip", "vilt_words", "vilt_match", "blip_writes", "blip_match")
+    lesson = run(slice(0, 3), ASK_THE_HUB=True, HUB=dict.fromkeys(names, "nobody/has-this"))
+    line = capsys.readouterr().out.splitlines()[0]
+    assert line.startswith("our nano models stand in (the model hub does not answer: ") and not lesson["released"]
+
+
+def test_the_quick_profile_does_not_even_ask(monkeypatch):
+    def ask(*_, **__):
+        raise AssertionError("asked")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", ask)
+    lesson = run(slice(0, 3))
+    assert lesson["reason"] == "ASK_THE_HUB is False" and not lesson["released"]
