@@ -105,8 +105,8 @@ for name, one in loaded.items():
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Twelve photographs
-# They come along with minivlp, are free to use, and have captions and boxes by hand. Nothing was chosen for being easy:
-# gravel seen from above is hard to say much about.
+# They come along with minivlp, are free to use, and have captions and boxes by hand: from a portrait to gravel seen from
+# above, of which there is not much to say.
 
 # %%
 photos = Photos()
@@ -311,7 +311,8 @@ Scores({name: bootstrap(right.float().numpy(), 0.5) for name, right in prefers.i
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Where does a word look?
 # BLIP's judge is asked whether the caption fits. Which patches does each word look at, as far as that looking **speaks for**
-# the answer? Attention times its gradient (Grad-CAM, lesson 03), in a layer two thirds of the way up.
+# the answer? Attention times its gradient (Grad-CAM, lesson 03), in a layer two thirds of the way up. Each
+# word has its own scale; the dashed boxes are where cup, saucer and spoon are.
 
 # %%
 LOOKS = [  # picture, caption, word -> number of its box
