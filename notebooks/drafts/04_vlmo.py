@@ -444,6 +444,10 @@ points = pointing_game(maps[best, head], boxes, images=rows)
 # %% tags=["nbval-ignore-output"]
 Scores({f"layer {best}, {'mean of heads' if head < 0 else f'head {head}'}: strongest patch inside": points})
 
+# %% tags=["check", "nbval-check-output"]
+assert points.value > 3 * points.chance
+print("chosen on validation scenes, and it still points on test scenes")
+
 # %%
 with torch.no_grad(), record_attention(model) as by_itself:
     model.embed_images(picture)
