@@ -23,8 +23,11 @@ import torch
 
 from minivlp.data.loading import Loader
 from minivlp.data.noise import NoisyCaptions
+from minivlp.data.questions import QuestionLoader, a_question, a_statement, answers_of, one_list
+from minivlp.data.scene import LABELS
 from minivlp.data.scenes import Scenes
 from minivlp.data.text import SPECIAL, load_tokenizer, pieces_tokenizer
+from minivlp.evaluation.answering import answering, entailment
 from minivlp.evaluation.captions import captions
 from minivlp.evaluation.facts import tells_all
 from minivlp.evaluation.filtering import filter_quality
@@ -35,10 +38,11 @@ from minivlp.evaluation.retrieval import retrieval
 from minivlp.evaluation.score import bootstrap
 from minivlp.models import MODELS
 from minivlp.models.blip import BLIP, CROSS_ATTENTION, SELF_ATTENTION, THE_REST
+from minivlp.models.vilt import AnswersConfig, ViLTAnswers
 from minivlp.models.xvlm import XVLM
 from minivlp.objectives.masking import IGNORE
 from minivlp.training.capfilt import CapFilt, by_cosine
-from minivlp.training.checkpoint import load_model, shipped
+from minivlp.training.checkpoint import load_model, shipped, start_from
 from minivlp.training.loop import fit
 from minivlp.training.recipes import RECIPES, Recipe
 from minivlp.training.stages import (
@@ -120,6 +124,47 @@ STAGES: dict[str, tuple[Callable[[Any], None], Callable[[Any], Any] | None]] = {
     "images, attention frozen": (freeze_for_images, ImageStage),
     "pairs": (unfreeze, None),
 }
+
+
+@dataclass(frozen=True)
+class Asked(Variant):
+    """A shipped model fine-tuned on questions: BLIP writes the answers, ViLT chooses them from a list (`chooses`)."""
+
+    chooses: bool = False
+    ask: Callable[..., tuple[str, str]] = a_question
+
+    def train(self, seed: int, tokenizer: Any) -> tuple[Any, float, Recipe]:
+        recipe, answers = self.sized(), None
+        torch.manual_seed(seed)
+        scenes = Scenes(recipe.scenes, "train", 0, recipe.size, recipe.objects)  # one list of answers for all seeds
+        if self.chooses:
+            answers = LABELS if self.ask is a_statement else one_list(answers_of(scenes))
+            model = ViLTAnswers(replace(AnswersConfig.nano(len(tokenizer)), answers=len(answers)))
+            start_from(model, shipped("vilt_nano"), ("words.", "joint.", "modality", "pool."))
+        else:
+            model = replace(recipe, start=None).build(BLIP, len(tokenizer))
+            start_from(model, shipped("blip_nano"), ("",))
+        more = dict(answers=answers, ask=self.ask, seed=seed)
+        loader = QuestionLoader(scenes, tokenizer, recipe.batch_size, recipe.size, **more)
+        history = fit(model, loader.batch, recipe.settings(), bar=sys.stderr.isatty())
+        if history.interrupted:
+            sys.exit(f"stopped after {len(history.steps)} of {recipe.steps} steps: this run is not recorded")
+        return model, history.seconds, recipe
+
+
+def answered(model: Any, test: Scenes, tokenizer: Any) -> dict[str, Any]:
+    """Questions about 300 scenes, written or chosen; if written, those about 60 scenes also by ranking a list."""
+    known = answers_of(Scenes(RECIPES["vilt"]["laptop"].scenes, "train", 0))
+    if hasattr(model, "answer"):
+        return dict(answering(model, test, tokenizer, answers=known, limit=300))
+    ranked = answering(model, test, tokenizer, answers=known, limit=60)
+    written = answering(model, test, tokenizer, limit=300, max_length=40)
+    return dict(written) | {f"ranked: {kind}": score for kind, score in ranked.items()}
+
+
+def entailed(model: Any, test: Scenes, tokenizer: Any) -> dict[str, Any]:
+    """Statements about 500 scenes: entailed, neutral, contradicted?"""
+    return dict(entailment(model, test, tokenizer, limit=500))
 
 
 NOISE = 0.4  # of the captions "from the web" are false
@@ -428,6 +473,19 @@ TABLES = {
             "both, beam search": Mended("blip", recipe=WEB, sources=("web", "synthetic"), beam=True),
         },
         writing,
+    ),
+    "answers": Table(
+        "questions answered, written by BLIP or chosen by ViLT, after a short fine-tuning",
+        {
+            "BLIP": Asked("blip", {"losses": ("lm",)}, {"steps": 500, "lr": 2e-3}),
+            "ViLT": Asked("vilt", recipe={"steps": 400, "lr": 1e-3}, chooses=True),
+        },
+        answered,
+    ),
+    "entailment": Table(
+        "statements judged by ViLT, after a short fine-tuning",
+        {"ViLT": Asked("vilt", recipe={"steps": 300, "lr": 1e-3}, chooses=True, ask=a_statement)},
+        entailed,
     ),
     "albef_noise": Table(
         "momentum distillation under caption noise, from the trained towers (150 steps of 32)",
