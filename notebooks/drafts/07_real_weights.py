@@ -122,7 +122,14 @@ def unmarked(texts):
     return [[(word, False) for word in text.split()] for text in texts]
 
 
-drawing.caption_grid([sample.image for sample in samples], unmarked(sample.captions[0] for sample in samples), columns=6)
+def light(figure):
+    """Photographs weigh much in a saved page: draw the figure coarser."""
+    figure.set_dpi(80)
+    return figure
+
+
+said = [sample.captions[0] for sample in samples]
+light(drawing.caption_grid([sample.image for sample in samples], unmarked(said), columns=6))
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## CLIP names things
@@ -191,7 +198,7 @@ vilt = loaded["vilt_words"]
 guesses = best_words(vilt, [pictures[row] for row in rows], list(texts))
 blind = best_words(vilt, [Image.new("RGB", pictures[row].size, "grey") for row in rows], list(texts), k=1)
 with drawing.style():
-    figure, axes = plt.subplots(2, len(rows), figsize=(9, 3.4), layout="constrained", height_ratios=[1, 1.1])
+    figure, axes = plt.subplots(2, len(rows), figsize=(9, 3.4), layout="constrained", height_ratios=[1, 1.1], dpi=80)
     for (top, ax), row, text, sharp, grey in zip(axes.T, rows, texts, guesses, blind, strict=True):
         found = sharp + grey
         top.imshow(pictures[row]), top.axis("off")
@@ -234,7 +241,8 @@ def write(loaded, pictures, prompt=PROMPT):
 
 blip = loaded["blip_writes"]
 written = write(blip, pictures)
-drawing.caption_grid([sample.image for sample in samples], unmarked(written))
+some = [0, 1, 2, 3, 9, 10, *range(len(photos), len(samples))]  # and yours; the others' captions are in `written`
+light(drawing.caption_grid([samples[i].image for i in some], unmarked(written[i] for i in some), columns=6))
 
 # %% [markdown] slideshow={"slide_type": "subslide"}
 # And the same model on emoji:
@@ -335,7 +343,7 @@ def looks(loaded, picture, text, wanted):
 found = [looks(loaded["blip_match"], pictures[row], text, wanted) for row, text, wanted in LOOKS]
 row, _, wanted = LOOKS[0]
 maps = found[0] / found[0].amax(dim=(1, 2), keepdim=True).clamp(min=1e-20)  # each word on its own scale
-drawing.attention_figure(samples[row].image, list(wanted), maps.numpy(), [r.box for r in samples[row].regions])
+light(drawing.attention_figure(samples[row].image, list(wanted), maps.numpy(), [r.box for r in samples[row].regions]))
 
 # %% [markdown]
 # A picture can flatter; here are all thirteen words, as the share of the map that falls into the word's own box. Chance is the
