@@ -475,17 +475,19 @@ TABLES = {
         writing,
     ),
     "answers": Table(
-        "questions answered, written by BLIP or chosen by ViLT, after a short fine-tuning",
+        "questions answered, written by BLIP or chosen by ViLT, after a short fine-tuning (one seed)",
         {
             "BLIP": Asked("blip", {"losses": ("lm",)}, {"steps": 500, "lr": 2e-3}),
             "ViLT": Asked("vilt", recipe={"steps": 400, "lr": 1e-3}, chooses=True),
         },
         answered,
+        seeds=(0,),
     ),
     "entailment": Table(
-        "statements judged by ViLT, after a short fine-tuning",
+        "statements judged by ViLT, after a short fine-tuning (one seed)",
         {"ViLT": Asked("vilt", recipe={"steps": 300, "lr": 1e-3}, chooses=True, ask=a_statement)},
         entailed,
+        seeds=(0,),
     ),
     "albef_noise": Table(
         "momentum distillation under caption noise, from the trained towers (150 steps of 32)",

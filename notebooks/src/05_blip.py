@@ -480,6 +480,25 @@ drawing.bars_with_spread(by_variant("blip_seeds"), [
 # And look at the counterfactuals: .86 to .91, with .78 to .93 for turned relations. That is ALBEF's level (.91 to .92),
 # reached with fusion in *every* text layer instead of on top.
 
+# %% [markdown] slideshow={"slide_type": "subslide"}
+# **Asking it.** Who can go on with a text can also answer: the question is the beginning of a text, the answer is how it
+# goes on. The shipped BLIP was fine-tuned on questions for 500 steps and writes its answers; beside it lesson 02's ViLT,
+# fine-tuned for 400, which *chooses* among all answers that it has seen (one seed each,
+# `python tools/experiments.py answers`). The dashed line always says the commonest answer. (The paper reads the question
+# with [ENC] first and lets the decoder look at that; ours only goes on with it.)
+
+# %%
+asked = by_variant("answers")
+kinds = ["is there", "colour", "how many", "relation", "what", "where", "mean", "mean, grey picture"]
+drawing.bars_with_spread({"BLIP, written": asked["BLIP"], "ViLT, chosen": asked["ViLT"]}, kinds)
+
+# %% [markdown]
+# *What we see.* BLIP knows what is there (.99) and in which colour (.87), often *what* stands beside something (.53) and
+# *where* (.69), and on yes-or-no questions about relations it is near a coin (.58). ViLT has only colours and presence to
+# offer; an answer such as "left of the small red heart" is one of a very long list for it, and words for BLIP. Of *how many*
+# nothing can be learnt here: nearly always it is one. And with a grey picture .35 and .39 are right all the same: so much is
+# in the questions alone. Ranking a list of answers by their probability does what writing does (.78 against .77).
+
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## CapFilt: mend what you learn from
 #
