@@ -179,7 +179,8 @@ def test_what_is_done_is_not_done_again(whole, data, tokenizer, monkeypatch):
 
 def test_another_runs_folder_is_refused(whole, data, tokenizer):
     _, folder = whole
-    for changes, name in (({"writing": {"top_p": 0.5}}, "writing"), ({"threshold": 0.7}, "judge"), ({"seed": 1}, "seed")):
+    other = {"writing": {"top_p": 0.5}}, {"threshold": 0.7}, {"seed": 1}
+    for changes, name in zip(other, ("writing", "judge", "seed"), strict=True):
         with pytest.raises(CheckpointError, match=rf"other settings \({name}\)"):
             pipeline(data, tokenizer, folder, **changes)
     with pytest.raises(CheckpointError, match="data"):

@@ -90,7 +90,7 @@ def on_its_own_terms(lesson):
         tower, theirs = getattr(one.model, "joint", None), one([scenes[row].image for row in range(3)])["images"]
         patches = (one.model.image if tower is None else tower).patches
         with torch.no_grad():
-            with lesson["on_our_pixels"](one):
+            with one.on_our_pixels():
                 inside = patches(ours)
             assert torch.allclose(inside, patches(theirs), atol=1e-5)
             assert torch.allclose(patches(ours), inside, atol=1e-3) == (one.processor.image_mean[0] == 0.5)

@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from minivlp.asking import texts_of
@@ -99,6 +100,21 @@ class Pretrained:
             texts = [texts] if isinstance(texts, str) else texts
             given["ids"], given["mask"] = texts_of(self.model, self.tokenizer, texts)
         return given
+
+    def on_our_pixels(self) -> Any:
+        """`with loaded.on_our_pixels():` the model takes pixels in [-1, 1], as our batches and `evaluation` give them.
+
+        Released CLIP and BLIP were trained on pixels scaled otherwise, and would be silently off.
+        """
+        mean, std = (
+            torch.tensor(value)[:, None, None] for value in (self.processor.image_mean, self.processor.image_std)
+        )  # (3, 1, 1) each
+        tower = self.model.joint if hasattr(self.model, "joint") else self.model.image
+
+        def rescale(_: nn.Module, given: tuple[Tensor]) -> tuple[Tensor]:
+            return ((given[0] / 2 + 0.5 - mean.to(given[0])) / std.to(given[0]),)
+
+        return tower.patches.register_forward_pre_hook(rescale)
 
     def save(self, folder: Path | str) -> None:
         """`save_pretrained` of the model with its tokenizer and image processor."""

@@ -147,20 +147,13 @@ drawing.similarity_matrix(chances.numpy(), NAMES, [sample.image for sample in sa
 
 # %% [markdown] slideshow={"slide_type": "subslide"}
 # Now the same model on the other world: one emoji in each picture, fifty-two names. Our measures hand out pixels in
-# [-1, 1]; a released model wants them as its authors scaled them. A small hook in front of the patches sees to that.
+# [-1, 1]; a released model wants them as its authors scaled them. `on_our_pixels` sees to that.
 
 # %%
-def on_our_pixels(loaded):
-    """Until `with` ends, the model takes pixels in [-1, 1] and not as its release scales them."""
-    mean, std = (torch.tensor(value)[:, None, None] for value in (loaded.processor.image_mean, loaded.processor.image_std))
-    tower = loaded.model.joint if hasattr(loaded.model, "joint") else loaded.model.image
-    return tower.patches.register_forward_pre_hook(lambda _, given: ((given[0] / 2 + 0.5 - mean) / std,))
-
-
 hits = (chances.argmax(dim=1)[: len(photos)] == torch.arange(len(photos))).float()
 single = Scenes(100, split="all", seed=11, size=clip.model.config.image.image_size, objects=(1, 1))
 nouns = sorted({single.scene(row).things[0].noun for row in range(len(single))})
-with on_our_pixels(clip):
+with clip.on_our_pixels():
     named = zero_shot(clip.model, single, clip.tokenizer, nouns, ["a {}", "a picture of a {}"], batch_size=20)
 both = Scores({"photographs": bootstrap(hits.numpy(), 1 / len(NAMES)), "emoji": named["top-1"]})
 both
@@ -215,7 +208,7 @@ with drawing.style():
 
 # %%
 emoji = Scenes(60, split="test", seed=7, size=vilt.model.config.image.image_size)
-with on_our_pixels(vilt):
+with vilt.on_our_pixels():
     filled = masked_words(vilt.model, emoji, vilt.tokenizer, batch_size=15)
 filled_photos = np.array([found[0][0] == word for found, word in zip(guesses, hidden, strict=True)], dtype=float)
 Scores({"photographs, right picture": bootstrap(filled_photos, 0.0)} | {f"emoji, {name}": s for name, s in filled.items()})
@@ -364,7 +357,7 @@ Scores({"share inside the word's box": inside})
 def changed_facts(loaded, count):
     """`counterfactual` on scenes drawn as large as the model sees them."""
     scenes = Scenes(count, split="test", seed=7, size=loaded.model.config.image.image_size)
-    with on_our_pixels(loaded):
+    with loaded.on_our_pixels():
         return counterfactual(loaded.model, scenes, loaded.tokenizer, batch_size=16)
 
 
