@@ -626,6 +626,14 @@ def test_the_authors_vlmo(golden, tmp_path, name):
     assert same(model.log_scale_vl.exp(), out["scale_vl"], g.tolerance)
     with pytest.raises(ValueError, match="relative"):
         load("vlmo", tmp_path / "vlmo.pt", config=config, image_size=64)
+    before = model.match(images, ids, mask)
+    for a, b in (("norm2_text.weight", "norm2_imag.weight"), ("gamma_1", "gamma_2"), ("attn.q_bias", "attn.v_bias")):
+        a, b = (f"transformer.blocks.0.{part}" for part in (a, b))
+        swapped = authors_file(tmp_path / "a.pt", g.state | {a: g.state[b], b: g.state[a]}, "vlmo", config=config)
+        assert not same(swapped.model.match(images, ids, mask), before), a
+    other = {n: t for n, t in g.state.items() if n != a} | {"head.wrong": g.state[a]}
+    with pytest.raises(CheckpointError, match=r"missing: transformer.blocks.0.*; unknown: head.wrong"):
+        authors_file(tmp_path / "a.pt", other, "vlmo", config=config)
 
 
 @pytest.mark.parametrize(
