@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from minivlp.__main__ import as_markdown, in_columns, zoo
 from minivlp.pretrained.loading import RELEASES
 from minivlp.pretrained.origins import WEIGHTS
+from minivlp.zoo import as_markdown, in_columns, zoo
 
 ROOT = Path(__file__).resolve().parents[1]
 
