@@ -98,7 +98,7 @@ def commands(job, rest):
         return benchmarks(rest)
     fixed = {
         "lab": ["-m", "jupyterlab", "notebooks"],
-        "check": ["-m", "minivlp.machine"],
+        "check": ["-m", "minivlp.device"],
         "test": ["-m", "pytest"],
         "style": ["-m", "ruff", "check", "."],
         "notebooks": ["tools/build_notebooks.py"],

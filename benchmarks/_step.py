@@ -1,4 +1,4 @@
-"""What the benchmarks of a training step share: interleaved rounds, the machine's own rate, and the table."""
+"""What the benchmarks share: interleaved rounds, the machine's own rate, and the table."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from minivlp.machine import bf16_is_fast, device, reuse_memory
+from minivlp.device import bf16_is_fast, device, reuse_memory
+from minivlp.pretrained.keys import Release, translate
 
 Contender = tuple[nn.Module, Callable[[], Tensor]]  # what is trained, and its loss on the one batch
 
 
-def options(what: str) -> argparse.Namespace:
-    """--batch, --rounds, --threads; also sets the seed and the threads, and lets torch reuse its memory."""
-    parser = argparse.ArgumentParser(description=what, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--threads", type=int, default=None)
+def options(about: str, **more: int) -> argparse.Namespace:
+    """--batch, --rounds, --threads, and `more` options with their defaults; also sets the seed and the threads, and
+    lets torch reuse its memory."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in {"batch": 64, "rounds": 8, "threads": None, **more}.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
     chosen = parser.parse_args()
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
@@ -33,37 +34,38 @@ def options(what: str) -> argparse.Namespace:
 def race(contenders: dict[str, Contender], batch: int, rounds: int) -> None:
     """Print samples per second of each, forward, backward and AdamW, and how that compares with the first.
 
-    Rounds are interleaved, so that a busy machine slows all of them alike, and the best round of each counts. The
-    `share` column is the step's matrix products (`GFLOP`, counted by torch) per second against the machine's own best
-    rate in the same dtype. Torch does not count what a CPU's fused attention does: GFLOP and share of contenders that
-    use it are too low by that.
+    Rounds are interleaved, so that a busy machine slows all contenders alike, and the best round of each counts. The
+    `share` column is the step's matrix products (`GFLOP`, counted by torch) per second, divided by the machine's own
+    best rate in the same dtype. Torch does not count the products of a CPU's fused attention: GFLOP and share of
+    contenders that use it are too low by that.
     """
     where = device()
     print(f"{where}, torch {torch.__version__}, {torch.get_num_threads()} threads, batch {batch}")
     wide = max(map(len, contenders)) + 2
-    for dtype in [torch.float32] + ([torch.bfloat16] if bf16_is_fast(where) else []):
+    work: dict[str, float] = {}
+    for name, (model, loss_of) in contenders.items():
+        model.train()
+        with FlopCounterMode(display=False) as counter:
+            loss_of().backward()
+        work[name] = counter.get_total_flops()
+    for dtype in dtypes(where):
         cast = torch.autocast(where.type, dtype) if dtype != torch.float32 else nullcontext()
         times: dict[str, float] = {}
-        work: dict[str, float] = {}
-        optimisers = {}
-        for name, (model, loss_of) in contenders.items():
-            model.train()
+        optimizers = {}
+        for name, (model, _) in contenders.items():
             trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-            optimisers[name] = torch.optim.AdamW(trained, 1e-4)
-            with FlopCounterMode(display=False) as counter:
-                loss_of().backward()
-            work[name] = counter.get_total_flops()
+            optimizers[name] = torch.optim.AdamW(trained, 1e-4)
         for _ in range(rounds):
             for name, (_, loss_of) in contenders.items():
                 for _ in range(2):
-                    began = time.perf_counter()
-                    optimisers[name].zero_grad()
+                    start = time.perf_counter()
+                    optimizers[name].zero_grad()
                     with cast:
                         loss = loss_of()
                     loss.backward()
-                    optimisers[name].step()
-                    synchronise(where)
-                    times[name] = min(times.get(name, 1e9), time.perf_counter() - began)
+                    optimizers[name].step()
+                    synchronize(where)
+                    times[name] = min(times.get(name, 1e9), time.perf_counter() - start)
         rate = matmul_rate(dtype, where)
         print(f"\n{dtype}: the machine's own matmul rate is {rate / 1e9:.0f} GFLOP/s")
         print(f"{'':{wide}}{'samples/s':>10}{'ratio':>8}{'GFLOP':>8}{'share':>8}")
@@ -74,18 +76,38 @@ def race(contenders: dict[str, Contender], batch: int, rounds: int) -> None:
             print(f"{name:{wide}}{row}")
 
 
+def copy_weights(reference: nn.Module, release: Release, model: nn.Module) -> None:
+    """Give our model the weights of the reference, whose names `release` translates."""
+    found, _ = translate(release, reference.state_dict(), model, type(reference).__name__)
+    model.load_state_dict(found, strict=False)
+
+
+def check_equal(contenders: dict[str, Contender]) -> None:
+    """Contenders with the same weights that compute the same function must have the same loss."""
+    with torch.no_grad():
+        losses = {name: loss_of().item() for name, (_, loss_of) in contenders.items()}
+    low, high = min(losses.values()), max(losses.values())
+    assert high - low < 1e-4 * high, f"these should have equal losses: {losses}"
+    print(f"with equal weights, {len(losses)} contenders have the same loss: {high:.4f}")
+
+
+def dtypes(where: torch.device) -> list[torch.dtype]:
+    """float32, and bfloat16 where the device computes in it natively."""
+    return [torch.float32] + ([torch.bfloat16] if bf16_is_fast(where) else [])
+
+
 def matmul_rate(dtype: torch.dtype, where: torch.device) -> float:
     """Best floating-point operations per second of one square product."""
     a, best = torch.randn(1024, 1024, device=where, dtype=dtype), 0.0
     for _ in range(12):
-        began = time.perf_counter()
+        start = time.perf_counter()
         a @ a
-        synchronise(where)
-        best = max(best, 2 * 1024**3 / (time.perf_counter() - began))
+        synchronize(where)
+        best = max(best, 2 * 1024**3 / (time.perf_counter() - start))
     return best
 
 
-def synchronise(where: torch.device) -> None:
+def synchronize(where: torch.device) -> None:
     """Wait for a GPU; nothing on a CPU."""
     if where.type == "cuda":
         torch.cuda.synchronize()

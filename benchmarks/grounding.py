@@ -1,62 +1,54 @@
-"""Phrases grounded per second: every image encoded once for all of its phrases, against once for each phrase.
+"""Phrases grounded per second: each image encoded once for all of its phrases, or once for each phrase.
 
-    python -m benchmarks.grounding [--images 8] [--rounds 5] [--threads 1]
+    python -m benchmarks.grounding [--batch 8] [--rounds 5] [--threads 1]
 
-X-VLM nano with random weights, which take as long as trained ones; both ways give the same boxes. Rounds are
-interleaved, so that a busy machine slows both alike, and the best round of each counts.
+X-VLM nano with random weights, which take as long as trained ones; both ways give the same boxes. `--batch` counts
+images. Rounds are interleaved, so that a busy machine slows both alike, and the best round of each counts.
 """
 
 from __future__ import annotations
 
-import argparse
 import time
+from functools import partial
 
 import torch
 
-from benchmarks._step import synchronise
-from minivlp.asking import evaluating
-from minivlp.machine import device, reuse_memory
+from benchmarks._step import options, synchronize
+from minivlp.data.batch import Text
+from minivlp.device import device
+from minivlp.inference import evaluating
 from minivlp.models.xvlm import XVLM, XVLMConfig
 
 VOCABULARY, LENGTH = 1200, 10
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=None)
-    options = parser.parse_args()
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    reuse_memory()
-    torch.manual_seed(0)
-    where = device()
-    model = XVLM(XVLMConfig.nano(VOCABULARY)).to(where)
-    print(f"{where}, torch {torch.__version__}, {torch.get_num_threads()} threads, {options.images} images at a time")
+    chosen, where = options(__doc__, batch=8, rounds=5), device()
+    model, count = XVLM(XVLMConfig.nano(VOCABULARY)).to(where), chosen.batch
+    print(f"{where}, torch {torch.__version__}, {torch.get_num_threads()} threads, {count} images at a time")
     print("phrases per second, the image encoded")
     print(f"{'phrases per image':<20}{'once per phrase':>17}{'once per image':>17}{'ratio':>8}")
     for phrases in (1, 4, 16):
-        images = torch.randn(options.images, 3, 64, 64, device=where)
-        rows = torch.arange(options.images, device=where).repeat_interleave(phrases)
+        images = torch.randn(count, 3, 64, 64, device=where)
+        rows = torch.arange(count, device=where).repeat_interleave(phrases)
         ids = torch.randint(7, VOCABULARY, (len(rows), LENGTH), device=where)
-        asked = ids, torch.ones_like(ids, dtype=torch.bool)
+        text = Text(ids, torch.ones_like(ids, dtype=torch.bool))
         ways = {
-            "phrase": lambda images=images, rows=rows, asked=asked: model.ground(images[rows], *asked),
-            "image": lambda images=images, rows=rows, asked=asked: model.ground_many(images, rows, *asked),
+            "phrase": lambda images=images, rows=rows, text=text: model.ground(images[rows], text),
+            "image": partial(model.ground_many, images, rows, text),
         }
         best: dict[str, float] = {}
         with evaluating(model):
-            assert torch.allclose(ways["phrase"](), ways["image"](), atol=1e-4), "the two ways must agree"
-            for _ in range(options.rounds):
+            assert torch.allclose(ways["phrase"](), ways["image"](), atol=1e-4), "both ways must agree"
+            for _ in range(chosen.rounds):
                 for name, way in ways.items():
-                    synchronise(where)
-                    began = time.perf_counter()
+                    synchronize(where)
+                    start = time.perf_counter()
                     way()
-                    synchronise(where)
-                    best[name] = min(best.get(name, 1e9), time.perf_counter() - began)
-        one, other = (len(rows) / best[name] for name in ("phrase", "image"))
-        print(f"{phrases:<20}{one:>17,.0f}{other:>17,.0f}{other / one:>8.2f}")
+                    synchronize(where)
+                    best[name] = min(best.get(name, 1e9), time.perf_counter() - start)
+        per_phrase, per_image = (len(rows) / best[name] for name in ("phrase", "image"))
+        print(f"{phrases:<20}{per_phrase:>17,.0f}{per_image:>17,.0f}{per_image / per_phrase:>8.2f}")
 
 
 if __name__ == "__main__":

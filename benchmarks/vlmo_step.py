@@ -1,45 +1,41 @@
 """One VLMo training step against the plain block of the same size, and what each choice costs, in one run.
 
-    python -m benchmarks.vlmo_step [--batch 32] [--rounds 8] [--threads 2]
+    python -m benchmarks.vlmo_step [--batch 64] [--rounds 8] [--threads 2]
 
 All but the last two compute the same losses on the same batch of drawn scenes with their captions, from four layers of
-equal width. "plain block" has `layers.block.Block` where the others have experts: as many multiplications, and nothing
-to sort. Since the relative positions and LayerScale are not part of nano, they stand in a row of their own. The last
-two are the stages before the pairs. The columns are explained at `benchmarks._step.race`.
+equal width. "plain block" has `layers.transformer.Block` where the others have experts: as many multiplications, and no
+tokens to divide. Relative positions and LayerScale are not part of nano and have a row of their own. The last two are
+the stages before the pairs. The columns are explained at `benchmarks._step.race`.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from torch import Tensor, nn
+from torch import nn
 
 from benchmarks._step import Contender, options, race
 from minivlp.data.loading import Loader
 from minivlp.data.scenes import Scenes
 from minivlp.data.text import load_tokenizer
-from minivlp.layers.block import Block, BlockConfig
-from minivlp.machine import device
+from minivlp.device import device
+from minivlp.layers.transformer import Block
 from minivlp.models.vlmo import VLMo, VLMoConfig
 from minivlp.training.stages import ImageStage, TextStage, freeze_for_text
 
 
-class Plain(nn.Module):
-    """A plain block in an expert block's place: it does not ask which token is what."""
-
-    def __init__(self, config: BlockConfig) -> None:
-        super().__init__()
-        self.block = Block(config)
-
-    def forward(self, x: Tensor, parts: tuple, mask: Tensor | None = None) -> Tensor:
-        return self.block(x, mask)
-
-
 def plain(config: VLMoConfig) -> VLMo:
-    """VLMo around plain blocks."""
+    """VLMo with plain blocks: one feed-forward layer, whatever a token is."""
     model = VLMo(config)
-    model.joint.blocks = nn.ModuleList(Plain(config.image.block) for _ in range(config.image.layers))
+    model.joint.blocks = nn.ModuleList(Block(config.image.block) for _ in range(config.image.layers))
     return model
+
+
+def published(nano: VLMoConfig) -> VLMoConfig:
+    """Relative positions and LayerScale, as in the paper."""
+    block = replace(nano.image.block, layer_scale=0.1)
+    image = replace(nano.image, sincos_positions=False, relative_positions=True, block=block)
+    return replace(nano, image=image, text=replace(nano.text, position_std=None, block=block))
 
 
 def frozen_for_text(model: VLMo) -> VLMo:
@@ -52,9 +48,8 @@ def main() -> None:
     chosen = options(__doc__)
     where, tokenizer = device(), load_tokenizer()
     nano = VLMoConfig.nano(len(tokenizer))
-    published = replace(nano, image=replace(nano.image, sincos_positions=False), layer_scale=0.1)
     batch = Loader(Scenes(chosen.batch, "train", 0), tokenizer, chosen.batch, nano.image.image_size).batch(0).to(where)
-    print(f"captions of {batch.mask.sum(dim=1).float().mean():.0f} tokens, {batch.ids.shape[1]} at most")
+    print(f"captions of {batch.text.mask.sum(dim=1).float().mean():.0f} tokens, {batch.text.length} at most")
 
     def enter(model: nn.Module) -> Contender:
         return model.to(where), lambda: sum(model.losses(batch).values())
@@ -63,8 +58,8 @@ def main() -> None:
         "plain block": enter(plain(nano)),
         "experts, nano as in lesson 04": enter(VLMo(nano)),
         "one shared expert": enter(VLMo(replace(nano, shared_expert=True))),
-        "relative positions, LayerScale": enter(VLMo(published)),
-        "experts, contrast alone": enter(VLMo(replace(nano, losses=("itc",)))),
+        "relative positions, LayerScale": enter(VLMo(published(nano))),
+        "experts, ITC alone": enter(VLMo(replace(nano, losses=("itc",)))),
         "stage 1, images": enter(ImageStage(VLMo(nano))),
         "stage 2, texts": enter(TextStage(frozen_for_text(VLMo(nano)))),
     }

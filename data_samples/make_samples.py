@@ -83,7 +83,7 @@ def make_photos(source: Path) -> None:
 
 def make_tokenizer() -> None:
     """Trains the tokenizer on the grammar of the scene world and on the photos' captions."""
-    from minivlp.data.text import sample_texts, train_tokenizer
+    from minivlp.data.tokenizer_training import sample_texts, train_tokenizer
 
     train_tokenizer(*sample_texts()).save_pretrained(HERE / "tokenizer")
     config = HERE / "tokenizer" / "tokenizer_config.json"

@@ -1,3 +1,3 @@
 """minivlp: vision-language pre-training from scratch, one file per paper, on one small shared library."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -1,4 +1,4 @@
-"""What the tests share: seeds, and the golden numbers of the reference models. (No network: ../conftest.py.)"""
+"""What all tests share: seeds, and the golden runs of the reference models. (../conftest.py forbids the network.)"""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HERE = Path(__file__).resolve().parent
 
 @pytest.fixture(autouse=True)
 def same_every_time():
-    """Every test starts from the same random state, and draws without a window."""
+    """Every test starts from the same random state, and plots without a window."""
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
@@ -33,7 +33,7 @@ def same_every_time():
 
 @pytest.fixture
 def float64():
-    """For parity: a wrong LayerNorm epsilon drowns in float32. Files ask for it by `pytestmark`."""
+    """For parity: in float32, a wrong LayerNorm epsilon would not be seen. Test files ask for it by `pytestmark`."""
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)

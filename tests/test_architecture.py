@@ -1,21 +1,22 @@
-"""The code holds to the arrows in docs/architecture.md: nothing imports upwards, nothing goes round in a circle."""
+"""The code follows the arrows in docs/architecture.md: nothing imports upward, and no imports are circular."""
 
 from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-ARROW = re.compile(r"^minivlp/(\S+?)/?\s+──►\s+(.+?)(?:\s{2,}.*)?$", re.MULTILINE)
-EVERYWHERE = {"minivlp", "minivlp.machine"}  # the version, and what the machine can do: below every room
+ARROW = re.compile(r"^minivlp/(\S+?)/?[^\S\n]+──►[^\S\n]+(.+?)(?:[^\S\n]{2,}(.*))?$", re.MULTILINE)
 
 
 def modules() -> dict[str, Path]:
-    """Dotted name to file, for the whole package."""
+    """Dotted name -> file, for the whole package."""
     found = {}
     for path in sorted((ROOT / "minivlp").rglob("*.py")):
         parts = path.relative_to(ROOT).with_suffix("").parts
@@ -23,15 +24,25 @@ def modules() -> dict[str, Path]:
     return found
 
 
+def drawing() -> list[tuple[str, str, str]]:
+    """(room, what it may import, remark) of each line of the drawing that has an arrow."""
+    lines = ARROW.findall((ROOT / "docs" / "architecture.md").read_text(encoding="utf-8"))
+    return [("minivlp." + room.removesuffix(".py"), targets, remark) for room, targets, remark in lines]
+
+
 def arrows() -> dict[str, set[str]]:
-    """Room to what it may import, as dotted names, read from the drawing in docs/architecture.md."""
-    drawing = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    """Room -> what it may import, as dotted names."""
     allowed = {}
-    for room, targets in ARROW.findall(drawing):
+    for room, targets, _ in drawing():
         plain = re.sub(r"\(.*?\)", "", targets)
         names = [] if "nothing of ours" in plain else [f"minivlp.{name.strip()}" for name in plain.split(",")]
-        allowed["minivlp." + room.removesuffix(".py")] = set(names)
+        allowed[room] = set(names)
     return allowed
+
+
+def everywhere() -> set[str]:
+    """What every room may import: the version, and what the drawing says so of (strings, and the hardware)."""
+    return {"minivlp", "minivlp.papers"} | {room for room, _, remark in drawing() if "every room may" in remark}
 
 
 def imports(name: str, path: Path, known: set[str]) -> set[str]:
@@ -66,15 +77,35 @@ def forbidden(graph: dict[str, set[str]], allowed: dict[str, set[str]]) -> list[
     """Imports for which there is no arrow."""
     problems = []
     for name, targets in graph.items():
-        for target in sorted(targets - EVERYWHERE):
+        for target in sorted(targets - everywhere()):
             if not within(target, {room_of(name)} | allowed.get(room_of(name), set())):
                 problems.append(f"{name} imports {target}")
     return problems
 
 
 def test_every_room_is_in_the_drawing():
-    rooms = {room_of(name) for name in modules()} - EVERYWHERE
-    assert rooms <= set(arrows()), "draw it in docs/architecture.md, with what it may import"
+    rooms = {room_of(name) for name in modules()} - {"minivlp"}
+    assert rooms == set(arrows()), "draw it in docs/architecture.md, with what it may import"
+
+
+def test_arrows_point_to_what_there_is():
+    targets = {target for of_room in arrows().values() for target in of_room}
+    assert targets <= {".".join(name.split(".")[:n]) for name in modules() for n in (2, 3)}
+
+
+def test_what_every_room_may_import_imports_nothing_of_ours():
+    """At any time, not only when it is imported: `papers` names classes by strings."""
+    below = everywhere() - {"minivlp"}
+    assert {"minivlp.papers", "minivlp.device"} <= below
+    assert all(not targets - {"minivlp"} for name, targets in graph().items() if within(name, below))
+
+
+def test_papers_are_found_without_importing_a_model():
+    """A fresh interpreter lists them in a moment: no torch, no transformers."""
+    code = "import sys; from minivlp.papers import PAPERS; assert PAPERS; print(' '.join(sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    ours = {name for name in loaded.stdout.split() if name.split(".")[0] == "minivlp"}
+    assert ours == {"minivlp", "minivlp.papers"} and "torch" not in loaded.stdout.split()
 
 
 def test_imports_follow_the_arrows():
@@ -85,25 +116,28 @@ def test_no_circle():
     try:
         TopologicalSorter(graph()).prepare()
     except CycleError as error:
-        pytest.fail("imports go round: " + " → ".join(reversed(error.args[1])))
+        pytest.fail("circular imports: " + " → ".join(reversed(error.args[1])))
 
 
 @pytest.mark.parametrize(
     ("code", "allowed"),
     [
-        ("from minivlp.models.clip import CLIP", False),  # upwards
-        ("def late():\n    import minivlp.training.loop", False),  # upwards, hidden in a function
-        ("from ..models import clip", False),  # upwards, relative
+        ("from minivlp.models.clip import CLIP", False),  # upward
+        ("def late():\n    import minivlp.training.loop", False),  # upward, hidden in a function
+        ("from ..models import clip", False),  # upward, relative
         ("from minivlp import evaluation", False),
         ("from minivlp.layers.attention import Attention", True),
-        ("from minivlp.layers import block", False),  # only layers.attention is allowed to visualize
+        ("from minivlp.layers import transformer", False),  # visualize may import layers.attention only
+        ("from minivlp.layers.transformer import Block", False),
         ("from . import drawing", True),
-        ("from minivlp.machine import device", True),
+        ("from minivlp.device import device", True),
+        ("from minivlp.papers import PAPERS", True),
+        ("from minivlp import __version__", True),
         ("import numpy.random", True),
     ],
 )
 def test_what_an_arrow_allows(tmp_path, code, allowed):
-    """The reader of imports sees every form of them: here from a module in visualize/."""
+    """All forms of imports are recognized, here from a module in visualize/."""
     path = tmp_path / "widgets.py"
     path.write_text(code)
     known = set(modules()) | {"minivlp.visualize.drawing", "minivlp.training.loop", "minivlp.models.clip"}

@@ -1,313 +1,157 @@
 """BLIP: the released model's numbers to 1e-9, transformers' model live, what is shared, and what must hold."""
 
-import dataclasses
-import json
 import math
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 import torch
-from released import BERT_LAYER
-from safetensors.torch import load_file
+from released import Comparison, four_heads, golden_negatives, golden_text, places_of, released_model
+from small_models import (
+    assert_exact_without_shortcuts,
+    jittered,
+    longer,
+    recorded_maps,
+    small_model,
+    values_of,
+)
 
-from minivlp.data.batch import Batch
+from minivlp.data.batch import Batch, Text
 from minivlp.layers.attention import record_attention
-from minivlp.layers.block import BlockConfig
-from minivlp.layers.encoders import ImageConfig, TextConfig
-from minivlp.models.blip import BLIP, CROSS_ATTENTION, SELF_ATTENTION, THE_REST, BLIPConfig, begin
-from minivlp.objectives.captioning import caption_loss, next_words
-from minivlp.objectives.contrastive import soft_cross_entropy
-from minivlp.objectives.matching import Negatives, hard_negatives, negative_weights
-from minivlp.objectives.momentum import soft_targets
-
-GOLDEN = Path(__file__).parent / "golden"
-
+from minivlp.layers.embeddings import ImageConfig, TextConfig
+from minivlp.layers.generation import DecodingConfig
+from minivlp.layers.transformer import BlockConfig
+from minivlp.models import aligned
+from minivlp.models.blip import BLIP, CROSS_ATTENTION, SELF_ATTENTION, THE_REST, BLIPConfig
+from minivlp.models.xvlm import XVLM, XVLMConfig
+from minivlp.objectives.captioning import caption_loss, next_tokens
+from minivlp.objectives.contrastive import contrastive_loss, cosine_logits, find_positives, soft_cross_entropy
+from minivlp.objectives.matching import Negatives, hard_negatives, matching_loss, sampling_weights
+from minivlp.objectives.momentum import MomentumConfig, soft_targets
+from minivlp.pretrained import blip as release
+from minivlp.training.checkpoint import load_model, save_model
+from minivlp.training.loop import overfit_one_batch
 
 pytestmark = pytest.mark.usefixtures("float64")
+
+EVERYTHING = SELF_ATTENTION + CROSS_ATTENTION + THE_REST
+NEXT = Negatives(torch.tensor([1, 2, 3, 0]), torch.tensor([1, 2, 3, 0]))
 
 
 # ---------------------------------------------------------------------------------------------- the released weights
 
-STACKED = {**BERT_LAYER, "attention.self.{qkv}": "self_attention.qkv", "crossattention.self.{kv}": "cross_attention.kv"}
-PARTS = {"{qkv}": ("query", "key", "value"), "{kv}": ("key", "value")}  # what one matrix of ours stacks
-IMAGE_LAYER = {  # ours: (the released code's, transformers')
-    "self_attention.qkv": ("attn.qkv", "self_attn.qkv"),
-    "self_attention.out": ("attn.proj", "self_attn.projection"),
-    "self_norm": ("norm1", "layer_norm1"),
-    "feed_norm": ("norm2", "layer_norm2"),
-    "feed_forward.up": ("mlp.fc1", "mlp.fc1"),
-    "feed_forward.down": ("mlp.fc2", "mlp.fc2"),
-}
+
+def decoder_tokens(model: BLIP, image_tokens: torch.Tensor, text: Text) -> torch.Tensor:
+    """What the decoder makes of the texts, each with [DEC] first: (B, L, D)."""
+    return model.decode(text.with_first(model.config.tokens.dec), image_tokens)
 
 
-def sources(bert: str, layers: int) -> dict[str, list[str]]:
-    """Our name of each tensor of a text stack -> the reference's names, several where ours stacks them."""
-    names = {
-        "embed.words.weight": [f"{bert}embeddings.word_embeddings.weight"],
-        "embed.positions": [f"{bert}embeddings.position_embeddings.weight"],
-    }
-    for end in ("weight", "bias"):
-        names[f"embed.norm.{end}"] = [f"{bert}embeddings.LayerNorm.{end}"]
-        for index in range(layers):
-            for theirs, ours in STACKED.items():
-                slot = next((slot for slot in PARTS if slot in theirs), None)
-                full = f"{bert}encoder.layer.{index}.{theirs}.{end}"
-                names[f"blocks.{index}.{ours}.{end}"] = [full.replace(slot, p) for p in PARTS[slot]] if slot else [full]
-    return names
-
-
-def text_weights(stack: str, bert: str, layers: int, state: dict) -> dict:
-    """One text stack; cross-attention is left out where the reference has none."""
-    named = sources(bert, layers).items()
-    return {f"{stack}.{ours}": torch.cat([state[n] for n in theirs]) for ours, theirs in named if theirs[0] in state}
-
-
-def image_weights(tower: str, state: dict, layers: int, released: bool) -> dict:
-    which = 0 if released else 1
-    first, positions = ("cls_token", "pos_embed") if released else (
-        "embeddings.class_embedding", "embeddings.position_embedding")  # fmt: skip
-    table = state[tower + positions][0]
-    new = {
-        "image.class_token": state[tower + first][0, 0],
-        "image.class_position": table[0],
-        "image.positions": table[1:],
-    }
-    for end in ("weight", "bias"):
-        patches = "patch_embed.proj" if released else "embeddings.patch_embedding"
-        new[f"image.patches.project.{end}"] = state[f"{tower}{patches}.{end}"]
-        new[f"image.norm.{end}"] = state[f"{tower}{'norm' if released else 'post_layernorm'}.{end}"]
-        for index in range(layers):
-            block = f"{tower}{'blocks' if released else 'encoder.layers'}.{index}"
-            for ours, theirs in IMAGE_LAYER.items():
-                new[f"image.blocks.{index}.{ours}.{end}"] = state[f"{block}.{theirs[which]}.{end}"]
-    return new
-
-
-def head_weights(head: str, state: dict, bert: str) -> dict:
-    new = {
-        "word_head.decoder.weight": state[f"{bert}embeddings.word_embeddings.weight"],
-        "word_head.decoder.bias": state[f"{head}bias"],
-    }
-    for end in ("weight", "bias"):
-        new[f"word_head.dense.{end}"] = state[f"{head}transform.dense.{end}"]
-        new[f"word_head.norm.{end}"] = state[f"{head}transform.LayerNorm.{end}"]
-    return new
-
-
-def load(model: BLIP, weights: dict, leave: tuple[str, ...] = ()) -> None:
-    """All of `weights`, and nothing of the model left out but what begins with `leave`."""
-    missing, unexpected = model.load_state_dict(weights, strict=False)
-    assert not unexpected and all(name.startswith(leave) for name in missing), (missing, unexpected)
-
-
-def config_of(numbers: dict, **more) -> BLIPConfig:
-    width, heads = numbers["vision_width"], numbers["vision_heads"]
-    hidden = numbers.get("vision_ffn") or numbers["vision_mlp_ratio"] * width
-    block = BlockConfig(width, heads, hidden, norm_eps=1e-6)
-    text_block = BlockConfig(
-        numbers["text_width"], numbers["text_heads"], numbers["text_ffn"], norm_eps=1e-12, norm_first=False
-    )
-    return BLIPConfig(
-        image=ImageConfig(numbers["image_size"][0], numbers["patch_size"], numbers["vision_layers"], block),
-        text=TextConfig(
-            numbers["vocab"], numbers.get("max_position", 16), numbers["text_layers"], text_block, embed_norm=True
-        ),
-        embed_width=numbers["embed_dim"],
-        **more,
-    )
-
-
-class Golden:
-    """One fixture: the reference's weights, inputs and outputs."""
-
-    def __init__(self, name: str) -> None:
-        self.about = json.loads((GOLDEN / f"{name}.json").read_text())
-        tensors = load_file(GOLDEN / f"{name}.safetensors")
-        self.state, self.given, self.out = (
-            {
-                n.removeprefix(p): t.double() if t.is_floating_point() else t
-                for n, t in tensors.items()
-                if n.startswith(p)
-            }
-            for p in ("state.", "in.", "out.")
-        )
-        self.tied = self.about["state"]["tied"]
-        self.state |= {alias: self.state[stored] for alias, stored in self.tied.items()}
-        self.numbers, self.checked = self.about["config"], set()
-        self.images = self.given["pixel_values"]
-        self.ids, self.mask = self.given["input_ids"], self.given["attention_mask"].bool()
-
-    def same(self, name: str, value: torch.Tensor) -> None:
-        expected = self.out[name]
-        assert value.shape == expected.shape, name
-        assert (value.detach() - expected).abs().max() <= self.about["tolerance"]["default"], name
-        self.checked.add(name)
-
-
-GRADIENTS = {
-    "temp": "temperature",
-    "vision_proj.weight": "project_image.weight",
-    "itm_head.weight": "match_head.weight",
-    "visual_encoder.norm.weight": "image.norm.weight",
-    "text_encoder.embeddings.LayerNorm.weight": "text.embed.norm.weight",
-    "text_encoder.encoder.layer.0.crossattention.self.query.bias": "text.blocks.0.cross_attention.q.bias",
-    "text_encoder.embeddings.word_embeddings.weight": "text.embed.words.weight",
-    "text_encoder.encoder.layer.0.attention.self.query.bias": "text.blocks.0.self_attention.qkv.bias",
-    "text_decoder.bert.encoder.layer.0.attention.self.query.bias": "decoder.blocks.0.self_attention.qkv.bias",
-}
-
-
-def released(golden: Golden, **more) -> BLIP:
-    """The pre-training model with the released weights, its teacher and the filled queue, before its step."""
-    n = golden.numbers
-    config = config_of(
-        n,
-        temperature=n["temp"],
-        decode_id=n["dec_token_id"],
-        match_id=n["enc_token_id"],
-        momentum=n["momentum"],
-        queue_size=n["queue_size"],
-        alpha_steps=0,
-        **more,
-    )
-    model, state, layers = BLIP(config), golden.state, n["vision_layers"]
-    weights = image_weights("visual_encoder.", state, layers, True)
-    weights |= text_weights("text", "text_encoder.", n["text_layers"], state)
-    weights |= text_weights("decoder", "text_decoder.bert.", n["text_layers"], state)
-    weights |= head_weights("text_decoder.cls.predictions.", state, "text_decoder.bert.")
-    slow = image_weights("visual_encoder_m.", state, layers, True)
-    slow |= text_weights("text", "text_encoder_m.", n["text_layers"], state)
-    for end in ("weight", "bias"):
-        weights[f"project_image.{end}"], weights[f"project_text.{end}"] = (
-            state[f"{t}_proj.{end}"] for t in ("vision", "text")
-        )
-        slow[f"project_image.{end}"], slow[f"project_text.{end}"] = (
-            state[f"{t}_proj_m.{end}"] for t in ("vision", "text")
-        )
-        weights[f"match_head.{end}"] = state[f"itm_head.{end}"]
-    weights["temperature"] = state["temp"]
-    weights |= {f"teacher.model.{name}": value for name, value in slow.items()}
-    weights |= {"queue.images": state["image_queue"].T, "queue.texts": state["text_queue"].T}
-    weights["queue.ids"] = torch.full((n["queue_size"], 2), -1)  # of no image and no caption of the batch
-    weights["queue.count"] = torch.tensor(n["queue_size"] + n["queue_ptr"])  # full, and then a little
-    load(model, weights, leave=("teacher.updates",))
-    return model
+def released(g, alpha: float) -> BLIP:
+    """The released model with its momentum model and its filled queue, before its training step."""
+    n = g.config
+    momentum = MomentumConfig(n["momentum"], alpha, 0, n["queue_size"], distill=("itc",))
+    config = replace(four_heads(release.authors_config(g.state, {})), momentum=momentum)
+    assert (config.tokens.dec, config.tokens.enc) == (n["dec_token_id"], n["enc_token_id"])
+    return released_model("blip", g.state, config)
 
 
 @pytest.mark.parametrize("alpha", ["0", "0.4"])
-def test_every_number_of_the_released_model(alpha):
-    g = Golden("blip_pretrain")
-    model, pad = released(g, alpha=float(alpha)), g.mask[..., None]
-    n, ids, mask = g.numbers, g.ids, g.mask
-    visual = model.encode_image(g.images)
-    g.same("image_tokens", visual)
-    words = model.encode_text(ids, mask)
-    g.same("text_tokens", words * pad)
-    g.same("fused_tokens", model.look(g.images, ids, mask) * pad)
-    told = model.tell(begin(ids, n["dec_token_id"]), visual)
-    g.same("decoder_tokens", told * pad)
-    g.same("lm_logits", model.word_head(told) * pad)
-    g.same("image_feat", model.embed_images(g.images))
-    g.same("text_feat", model.embed_texts(ids, mask))
-    g.same("caption_logprob", model.caption_logprob(g.images, ids, mask))
+def test_every_number_of_the_released_model(golden, alpha):
+    g = golden("blip_pretrain")
+    same, model, n = Comparison(g), released(g, float(alpha)), g.config
+    images, text, negatives = g.inputs["pixel_values"], golden_text(g.inputs), golden_negatives(g.inputs)
+    pad, own = text.mask[..., None], torch.arange(len(text))
+    image_tokens = model.encode_image(images)
+    same("image_tokens", image_tokens)
+    same("text_tokens", model.encode_text(text) * pad)
+    same("fused_tokens", model.cross_encode(images, text) * pad)
+    decoded = decoder_tokens(model, image_tokens, text)
+    same("decoder_tokens", decoded * pad)
+    same("lm_logits", model.caption_head(decoded) * pad)
+    same("image_feat", model.embed_images(images))
+    same("text_feat", model.embed_texts(text))
+    same("caption_logprob", model.caption_logprob(images, text))
     given = n["prompt_length"]
-    greedy = model.generate(g.images, ids[:, 1:given], max_length=given + n["greedy_steps"])
-    g.same("greedy_ids", torch.cat([torch.full_like(ids[:, :1], n["dec_token_id"]), greedy], dim=1))
+    decoding = DecodingConfig(max_length=given + n["greedy_steps"])
+    greedy = model.generate(images, text.ids[:, 1:given], decoding)
+    same("greedy_ids", torch.cat([torch.full_like(text.ids[:, :1], n["dec_token_id"]), greedy], dim=1))
 
-    # one training step: the teacher moves, is asked, and what it said joins the queue
+    # one training step: the momentum model moves, is used, and its features join the queue
     model.train()
-    batch = Batch(g.images, ids, mask, torch.arange(len(ids)))
-    old_images, old_texts = (x.clone() for x in model.queue.past())
-    negatives = Negatives(g.given["itm_neg_image_for_text"], g.given["itm_neg_text_for_image"])
-    losses = model.losses(batch, negatives)
-    g.same(f"loss_itc.alpha{alpha}", losses["itc"])
-    g.same("loss_itm", losses["itm"])
-    g.same("loss_lm", losses["lm"])
-    g.same(f"loss_total.alpha{alpha}", sum(losses.values()))
-    g.same("image_queue_after", model.queue.images.T)
-    g.same("text_queue_after", model.queue.texts.T)
-    g.same("queue_ptr_after", (model.queue.count % n["queue_size"])[None])
+    batch = Batch(images, text, own)
+    old_images, old_texts = (features.clone() for features in model.queue.features())
+    losses = model.losses(batch, negatives=negatives)
+    same(f"loss_itc.alpha{alpha}", losses["itc"])
+    same("loss_itm", losses["itm"])
+    same("loss_lm", losses["lm"])
+    same(f"loss_total.alpha{alpha}", sum(losses.values()))
+    same("image_queue_after", model.queue.images.T)
+    same("text_queue_after", model.queue.texts.T)
+    same("queue_ptr_after", (model.queue.count % n["queue_size"])[None])
     sum(losses.values()).backward()
-    for theirs, ours in GRADIENTS.items():
-        gradient = model.get_parameter(ours).grad
-        g.same(f"grad.{theirs}.alpha{alpha}", gradient[: n["text_width"]] if ours.endswith("qkv.bias") else gradient)
-
-    teacher = model.teacher.model
-    patches = teacher.image
-    g.same("ema.visual_encoder_m.patch_embed.proj.bias", patches.patches.project.bias)
-    g.same("ema.visual_encoder_m.cls_token", patches.class_token[None, None])
-    g.same("ema.vision_proj_m.weight", teacher.project_image.weight)
-    g.same("ema.text_encoder_m.embeddings.LayerNorm.weight", teacher.text.embed.norm.weight)
-    query = teacher.text.blocks[0].cross_attention.q.bias
-    g.same("ema.text_encoder_m.encoder.layer.0.crossattention.self.query.bias", query)
-    g.same("ema.text_proj_m.bias", teacher.project_text.bias)
+    same.gradients("blip", model, after=f".alpha{alpha}")
+    same.momentum_weights("blip", model)
 
     # what the losses are made of
-    v, t = model.embed_visual(visual), model.embed_words(words)
-    slow_v, slow_t = teacher.embed_images(g.images), teacher.embed_texts(ids, mask)
-    g.same("image_feat_m", slow_v)
-    g.same("text_feat_m", slow_t)
-    positive = torch.eye(len(ids), len(ids) + n["queue_size"], dtype=torch.bool)
-    likeness = []
-    for way, own, slow, others in (
-        ("i2t", v, slow_v, torch.cat([slow_t, old_texts])),
-        ("t2i", t, slow_t, torch.cat([slow_v, old_images])),
+    momentum, scale = model.momentum_model.model, model.itc_head.scale()
+    ours = model.embed_images(images), model.embed_texts(text)
+    theirs = momentum.embed_images(images), momentum.embed_texts(text)
+    same("image_feat_m", theirs[0])
+    same("text_feat_m", theirs[1])
+    positives = torch.eye(len(text), len(text) + n["queue_size"], dtype=torch.bool)
+    for way, name, candidates in (
+        (0, "i2t", torch.cat([theirs[1], old_texts])),
+        (1, "t2i", torch.cat([theirs[0], old_images])),
     ):
-        logits = own @ others.T / model.temperature
-        targets = soft_targets(slow @ others.T / model.temperature, positive, float(alpha))
-        g.same(f"sim_{way}", logits)
-        g.same(f"itc_targets_{way}.alpha{alpha}", targets)
-        g.same(f"loss_itc_{way}.alpha{alpha}", soft_cross_entropy(logits, targets))
-        weights = negative_weights(logits[:, : len(ids)], torch.eye(len(ids), dtype=torch.bool), floor=1e-4)
-        g.same(f"itm_sampling_weights_{way}", weights)
-        likeness.append(logits)
-    right = torch.arange(len(ids))
-    pairs = [(right, right), negatives.image_pairs(), negatives.text_pairs()]
-    g.same("itm_logits", torch.cat([model.match_logits(model.fuse(ids[j], mask[j], visual[i])) for i, j in pairs]))
+        logits = cosine_logits(ours[way], candidates, scale)
+        targets = soft_targets(cosine_logits(theirs[way], candidates, scale), positives, float(alpha))
+        same(f"sim_{name}", logits)
+        same(f"itc_targets_{name}.alpha{alpha}", targets)
+        same(f"loss_itc_{name}.alpha{alpha}", soft_cross_entropy(logits, targets))
+        square = logits[:, : len(text)], positives[:, : len(text)]
+        same(f"itm_sampling_weights_{name}", sampling_weights(*square, floor=model.negative_floor))
+    image_rows, text_rows = (torch.cat([own, drawn]) for drawn in negatives.pairs())
+    same("itm_logits", model.match_head(model.cross_encode_many(images, image_rows, text[text_rows])))
     for name, smoothing, prompt in (("", 0.1, 1), ("_no_smoothing", 0.0, 1), ("_prompt", 0.1, given)):
-        labels = next_words(ids, mask, prompt)
-        g.same(f"loss_lm{name}", caption_loss(model.word_head(told)[:, :-1], labels, smoothing))
-    model.config = dataclasses.replace(model.config, losses=("lm",), prompt=given)
-    g.same("loss_lm_prompt", model.losses(batch)["lm"])
-    other_alpha = {name for name in g.out if name.endswith(".alpha0.4" if alpha == "0" else ".alpha0")}
-    assert g.checked | other_alpha == set(g.out)
+        labels = next_tokens(text, prompt)
+        same(f"loss_lm{name}", caption_loss(model.caption_head(decoded)[:, :-1], labels, smoothing))
+    model.config = replace(model.config, losses=("lm",), prefix_length=given)
+    same("loss_lm_prompt", model.losses(batch)["lm"])
+    other_alpha = {name for name in g.outputs if name.endswith(".alpha0.4" if alpha == "0" else ".alpha0")}
+    assert same.done | other_alpha == set(g.outputs)
 
 
-def captioner(numbers: dict, state: dict, **more) -> BLIP:
-    """Ours with the weights of transformers' captioning model."""
-    model = BLIP(config_of(numbers, losses=("lm",), momentum=None, **more))
-    weights = image_weights("vision_model.", state, numbers["vision_layers"], False)
-    weights |= text_weights("decoder", "text_decoder.bert.", numbers["text_layers"], state)
-    weights |= head_weights("text_decoder.cls.predictions.", state, "text_decoder.bert.")
-    load(model, weights, leave=("text.", "project_", "temperature", "match_head."))
-    return model
-
-
-def test_every_number_of_the_captioner():
-    g = Golden("blip_caption_hf")
-    n, ids, mask = g.numbers, g.ids, g.mask
-    model = captioner(n, g.state, decode_id=n["vocab"] - 2, smoothing=n["label_smoothing"])
-    visual = model.encode_image(g.images)
-    g.same("image_tokens", visual)
-    g.same("logits", model.word_head(model.tell(ids, visual)) * mask[..., None])
-    batch = Batch(g.images, ids, mask, torch.arange(len(ids)))
-    g.same("loss", model.losses(batch)["lm"])
-    greedy = model.generate(g.images, max_length=1 + n["greedy_steps"])
-    g.same("greedy_ids", torch.cat([ids[:, :1], greedy], dim=1))
-    model.config = dataclasses.replace(model.config, prompt=n["prompt_length"])
-    g.same("loss_prompt", model.losses(batch)["lm"])
-    assert g.checked == set(g.out)
+def test_every_number_of_the_captioner(golden):
+    g = golden("blip_caption_hf")
+    same, n = Comparison(g), g.config
+    image_block = BlockConfig(n["vision_width"], n["vision_heads"], n["vision_ffn"], norm_eps=1e-6)
+    text_block = BlockConfig(n["text_width"], n["text_heads"], n["text_ffn"], norm_eps=1e-12, norm_first=False)
+    config = BLIPConfig(
+        ImageConfig(n["image_size"][0], n["patch_size"], n["vision_layers"], image_block),
+        TextConfig(n["vocab"], 16, n["text_layers"], text_block, embed_norm=True, position_std=0.02),
+        n["embed_dim"],
+        losses=("lm",),
+        smoothing=n["label_smoothing"],
+        momentum=None,
+    )
+    model = released_model("blip", g.state, replace(config, tokens=replace(config.tokens, dec=n["vocab"] - 2)))
+    images, text = g.inputs["pixel_values"], golden_text(g.inputs)
+    image_tokens = model.encode_image(images)
+    same("image_tokens", image_tokens)
+    same("logits", model.caption_head(model.decode(text, image_tokens)) * text.mask[..., None])
+    batch = Batch(images, text, torch.arange(len(text)))
+    same("loss", model.losses(batch)["lm"])
+    greedy = model.generate(images, decoding=DecodingConfig(max_length=1 + n["greedy_steps"]))
+    same("greedy_ids", torch.cat([text.ids[:, :1], greedy], dim=1))
+    model.config = replace(model.config, prefix_length=n["prompt_length"])
+    same("loss_prompt", model.losses(batch)["lm"])
+    assert same.done == set(g.outputs)
 
 
 # ------------------------------------------------------------------------------------------------- transformers, live
 
-TINY = {"image_size": [32, 32], "patch_size": 8, "vision_width": 32, "vision_layers": 2, "vision_heads": 4}
-TINY |= {"vision_ffn": 48, "text_width": 24, "text_layers": 2, "text_heads": 3, "text_ffn": 40, "vocab": 50}
-TINY |= {"embed_dim": 12}
 
-
-def reference(kind: str):
-    """A tiny random BLIP of transformers, every parameter moved."""
+def reference_and_ours(kind: str) -> tuple[torch.nn.Module, BLIP]:
+    """A tiny random BLIP of transformers, every parameter changed, and a function that gives ours its weights."""
     from transformers import BlipConfig
     from transformers.models.blip import modeling_blip
 
@@ -323,58 +167,52 @@ def reference(kind: str):
         ),
         image_text_hidden_size=12,
     )  # fmt: skip
-    model = getattr(modeling_blip, kind)(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.05 * torch.randn_like(parameter)
-    return model
+    model = jittered(getattr(modeling_blip, kind)(config).eval())
+
+    def ours() -> BLIP:
+        losses = ("lm",) if "Generation" in kind else ("itc", "itm")
+        state = model.state_dict()
+        derived = release.transformers_config(state, config.to_dict())
+        return released_model("blip", state, replace(derived, losses=losses))
+
+    return model, ours
 
 
-def some_pairs(count: int = 4, length: int = 9, vocabulary: int = 48) -> Batch:
+def some_pairs(count: int = 4, length: int = 9, vocabulary: int = 48, side: int = 32) -> Batch:
     """Images with texts of random length, [CLS] first and [SEP] last."""
     lengths = torch.randint(4, length + 1, (count, 1))
     lengths[0] = length
     places = torch.arange(length)
     ids = torch.randint(7, vocabulary, (count, length)).masked_fill(places == lengths - 1, 2) * (places < lengths)
     ids[:, 0] = 1
-    return Batch(torch.randn(count, 3, 32, 32), ids, places < lengths, torch.arange(count))
+    return Batch(torch.randn(count, 3, side, side), Text(ids, places < lengths), torch.arange(count))
 
 
 def test_logits_and_loss_of_transformers_captioner():
-    theirs = reference("BlipForConditionalGeneration")
-    ours = captioner(TINY, theirs.state_dict(), decode_id=48)
-    batch = some_pairs()
-    ids = begin(batch.ids, 48)
+    theirs, make = reference_and_ours("BlipForConditionalGeneration")
+    ours, batch = make(), some_pairs()
+    text = batch.text.with_first(48)
     with torch.no_grad():
-        labels = ids.masked_fill(~batch.mask, -100)
-        expected = theirs(pixel_values=batch.images, input_ids=ids, attention_mask=batch.mask.long(), labels=labels)
-        visual = ours.encode_image(batch.images)
-        logits = ours.word_head(ours.tell(ids, visual))
-        assert (visual - expected.last_hidden_state).abs().max() < 1e-10
-        assert ((logits - expected.logits) * batch.mask[..., None]).abs().max() < 1e-10
+        labels = text.ids.masked_fill(~text.mask, -100)
+        expected = theirs(pixel_values=batch.images, input_ids=text.ids, attention_mask=text.mask.long(), labels=labels)
+        image_tokens = ours.encode_image(batch.images)
+        logits = ours.caption_head(ours.decode(text, image_tokens))
+        assert (image_tokens - expected.last_hidden_state).abs().max() < 1e-10
+        assert ((logits - expected.logits) * text.mask[..., None]).abs().max() < 1e-10
         assert abs(ours.losses(batch)["lm"] - expected.loss) < 1e-10
 
 
 def test_matching_and_similarity_of_transformers_retrieval():
-    theirs = reference("BlipForImageTextRetrieval")
-    state = theirs.state_dict()
-    ours = BLIP(config_of(TINY, match_id=49, momentum=None))
-    weights = image_weights("vision_model.", state, 2, False) | text_weights("text", "text_encoder.", 2, state)
-    for end in ("weight", "bias"):
-        weights[f"project_image.{end}"] = state[f"vision_proj.{end}"]
-        weights[f"project_text.{end}"] = state[f"text_proj.{end}"]
-        weights[f"match_head.{end}"] = state[f"itm_head.{end}"]
-    load(ours, weights, leave=("decoder.", "word_head.", "temperature"))
-    batch = some_pairs()
-    ids, mask = begin(batch.ids, 49), batch.mask.long()
+    theirs, make = reference_and_ours("BlipForImageTextRetrieval")
+    ours, batch = make(), some_pairs()
+    images, text, mask = batch.images, batch.text, batch.text.mask.long()
     with torch.no_grad():
-        expected = theirs(input_ids=ids, pixel_values=batch.images, attention_mask=mask, use_itm_head=True).itm_score
-        assert (ours.match_logits(ours.look(batch.images, batch.ids, batch.mask)) - expected).abs().max() < 1e-10
-        assert (ours.match(batch.images, batch.ids, batch.mask) - expected.softmax(1)[:, 1]).abs().max() < 1e-10
-        cosines = theirs(
-            input_ids=batch.ids, pixel_values=batch.images, attention_mask=mask, use_itm_head=False
-        ).itm_score
-        similarity = ours.similarity(batch.images, batch.ids, batch.mask) * ours.temperature
+        ids = text.with_first(49).ids
+        expected = theirs(input_ids=ids, pixel_values=images, attention_mask=mask, use_itm_head=True).itm_score
+        assert (ours.match_head(ours.cross_encode(images, text)) - expected).abs().max() < 1e-10
+        assert (ours.match(images, text) - expected.softmax(1)[:, 1]).abs().max() < 1e-10
+        cosines = theirs(input_ids=text.ids, pixel_values=images, attention_mask=mask, use_itm_head=False).itm_score
+        similarity = ours.similarity(images, text) / ours.itc_head.scale()
         assert (similarity - cosines).abs().max() < 1e-10
 
 
@@ -394,148 +232,139 @@ GENERATION = [
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_greedy_and_beam_search_write_what_transformers_writes(seed):
     torch.manual_seed(seed)
-    theirs = reference("BlipForConditionalGeneration")
-    with torch.no_grad():  # sharp opinions, and some love of ending, or all texts would be alike and of full length
+    theirs, make = reference_and_ours("BlipForConditionalGeneration")
+    with (
+        torch.no_grad()
+    ):  # larger logits, above all of the closing token, or all texts would be equal and of full length
         theirs.text_decoder.cls.predictions.decoder.weight.mul_(6)
         theirs.text_decoder.cls.predictions.bias[2] += 6
-    ours = captioner(TINY, theirs.state_dict(), decode_id=48)
+    ours = make()
     images, prompts = 2 * torch.randn(6, 3, 32, 32), torch.randint(7, 48, (6, 2))
     lengths = set()
     for options in GENERATION:
         for prompt in (None, prompts):
-            same = {"max_length": 14, **options}
-            written = ours.generate(images, prompt, **same)
-            beams = same.pop("beams", 1)
+            options = {"max_length": 14, **options}
+            written = up_to_end(ours.generate(images, prompt, DecodingConfig(**options)))
+            own = {"num_beams" if name == "beams" else name: value for name, value in options.items()}
             # transformers drops the last of the ids it is given, usually [SEP], and puts its own [DEC] first
-            given = None if prompt is None else torch.nn.functional.pad(prompt, (1, 1))
-            expected = theirs.generate(images, given, num_beams=beams, do_sample=False, **same)[:, 1:]
-            assert texts(written) == texts(expected), options
-            lengths |= {len(text) for text in texts(written)}
+            ids = None if prompt is None else torch.nn.functional.pad(prompt, (1, 1))
+            assert written == up_to_end(theirs.generate(images, ids, do_sample=False, **own)[:, 1:]), options
+            lengths |= {len(text) for text in written}
     assert len(lengths) > 4  # texts of many lengths were compared
 
 
-def texts(ids: torch.Tensor) -> list[list[int]]:
-    """Each row up to and with [SEP]; what fills it up is another story (transformers' beam search takes [SEP])."""
+def up_to_end(ids: torch.Tensor) -> list[list[int]]:
+    """Each row up to and with [SEP]; what follows is padding, for which transformers' beam search takes [SEP]."""
     return [row[: row.index(2) + 1] if 2 in row else row for row in ids.tolist()]
 
 
 def test_nucleus_sampling_draws_as_transformers_does():
-    """The first two words, 1,500 times each: how often each pair, by a chi-square test of both against the truth."""
+    """The first two tokens, 1,500 times each: a chi-square test of both samples against the true distribution."""
     from scipy.stats import chisquare
 
-    theirs = reference("BlipForConditionalGeneration")
+    theirs, make = reference_and_ours("BlipForConditionalGeneration")
     with torch.no_grad():
         theirs.text_decoder.cls.predictions.decoder.weight.mul_(4)
-    ours = captioner(TINY, theirs.state_dict(), decode_id=48)
-    image = torch.randn(1, 3, 32, 32)
+    ours, image = make(), torch.randn(1, 3, 32, 32)
     truth = {}
     with torch.no_grad():
-        visual = ours.encode_image(image)
-        first = after(ours, visual, [48])
+        image_tokens = ours.encode_image(image)
+        first = next_token_probabilities(ours, image_tokens, [48])
         for i in first.nonzero()[:, 0].tolist():
-            for j, p in enumerate((first[i] * after(ours, visual, [48, i])).tolist()):
+            for j, p in enumerate((first[i] * next_token_probabilities(ours, image_tokens, [48, i])).tolist()):
                 truth[i, j] = p
     truth = {pair: p for pair, p in truth.items() if p > 0}
     assert 10 < len(truth) < 1000
     many = image.expand(1500, -1, -1, -1)
     torch.manual_seed(0)
     for drawn in (
-        ours.generate(many, top_p=0.6, max_length=3),
+        ours.generate(many, decoding=DecodingConfig(top_p=0.6, max_length=3)),
         theirs.generate(many, do_sample=True, top_p=0.6, top_k=0, max_length=3)[:, 1:],
     ):
         pairs = [tuple(row) for row in drawn.tolist()]
         assert set(pairs) <= set(truth)  # nothing from outside the nucleus
-        often = sorted(truth, key=truth.get)[::-1]
-        frequent = [pair for pair in often if truth[pair] * 1500 >= 5]
-        seen = [pairs.count(pair) for pair in frequent]
-        rest = 1 - sum(truth[pair] for pair in frequent)
-        expected = [1500 * truth[pair] for pair in frequent] + [1500 * rest] * (rest > 1e-9)
-        seen += [1500 - sum(seen)] * (rest > 1e-9)
-        assert chisquare(seen, expected).pvalue > 1e-3
+        frequent = [pair for pair in sorted(truth, key=truth.get)[::-1] if truth[pair] * 1500 >= 5]
+        counts = [pairs.count(pair) for pair in frequent]
+        others = 1 - sum(truth[pair] for pair in frequent)
+        expected = [1500 * truth[pair] for pair in frequent] + [1500 * others] * (others > 1e-9)
+        counts += [1500 - sum(counts)] * (others > 1e-9)
+        assert chisquare(counts, expected).pvalue > 1e-3
 
 
-def after(model: BLIP, visual: torch.Tensor, ids: list[int], top_p: float = 0.6) -> torch.Tensor:
-    """(V,) probability of each next word, by transformers' own filter."""
+def next_token_probabilities(model: BLIP, image_tokens: torch.Tensor, ids: list[int], top_p: float = 0.6):
+    """(V,) probability of each next token, by transformers' own filter."""
     from transformers import TopPLogitsWarper
 
-    logits = model.word_head(model.tell(torch.tensor([ids]), visual))[:, -1]
+    text = Text(torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.bool))
+    logits = model.caption_head(model.decode(text, image_tokens))[:, -1]
     return TopPLogitsWarper(top_p)(None, logits).softmax(dim=-1)[0]
 
 
 # --------------------------------------------------------------------------------------------------- what is shared
 
 
-def test_encoder_and_decoder_share_all_but_self_attention_as_in_the_released_model():
+def test_encoder_and_decoder_share_all_but_self_attention_as_in_the_released_model(golden):
     """Each of the decoder's 56 tensors is the encoder's own in ours exactly where it is in the released one: 36."""
-    g = Golden("blip_pretrain")
-    model, prefix = BLIP(config_of(g.numbers, momentum=None)), "text_decoder.bert."
+    g, prefix = golden("blip_pretrain"), "text_decoder.bert."
+    config = four_heads(release.authors_config(g.state, {}))
+    model, apart = BLIP(config), BLIP(replace(config, shared=(), tie_words=False))
+    names = [name for name, tensor in g.state.items() if name.startswith(prefix) and tensor.is_floating_point()]
     text, decoder = dict(model.text.named_parameters()), dict(model.decoder.named_parameters())
-    theirs_of = sources(prefix, g.numbers["text_layers"])
-    assert set(theirs_of) == set(text) == set(decoder)
-    shared = {name for ours, names in theirs_of.items() if text[ours] is decoder[ours] for name in names}
-    assert len(shared) == 36 and sum(map(len, theirs_of.values())) == 56
-    assert shared == {name for name in g.tied if name.startswith(prefix)}
-    assert model.word_head.decoder.weight is model.decoder.embed.words.weight
+    state, shared = {name: tensor.clone() for name, tensor in g.state.items()}, set()  # nothing is tied
+    for name in names:
+        (ours,) = places_of(release.RELEASES[1], state, apart, name)
+        own = ours.removeprefix("decoder.")
+        shared |= {name} if text[own] is decoder[own] else set()
+    assert len(names) == 56 and len(shared) == 36
+    assert shared == {name for name in g.info["state"]["tied"] if name.startswith(prefix)}
+    assert model.caption_head.decoder.weight is model.decoder.embed.token.weight
 
 
 def text_stack(shared: tuple[str, ...]) -> int:
-    """Parameters of the paper's text encoder and decoder together."""
+    """Parameters of the paper's image tower, text encoder and decoder together."""
     with torch.device("meta"):
-        model = BLIP(dataclasses.replace(BLIPConfig.paper(), shared=shared, momentum=None))
+        model = BLIP(replace(BLIPConfig.paper(), shared=shared, momentum=None))
     return sum(p.numel() for p in {*model.image.parameters(), *model.text.parameters(), *model.decoder.parameters()})
 
 
 def test_the_papers_sharing_ablation_has_its_parameter_counts():
     """Image tower and both text stacks; the paper counts 224, 252, 252 and 361 M, with what it has besides."""
-    everything = SELF_ATTENTION + CROSS_ATTENTION + THE_REST
-    counts = [everything, BLIPConfig.paper().shared, SELF_ATTENTION + THE_REST, ()]
+    counts = [EVERYTHING, BLIPConfig.paper().shared, SELF_ATTENTION + THE_REST, ()]
     assert [round(text_stack(shared) / 1e6) for shared in counts] == [223, 251, 251, 360]
     with pytest.raises(ValueError, match="'self_atention' to share"):
-        BLIP(dataclasses.replace(BLIPConfig.nano(), shared=("self_atention",)))
+        BLIP(replace(BLIPConfig.nano(), shared=("self_atention",)))
 
 
 def test_the_papers_captioner_is_as_large_as_transformers():
     from transformers import BlipConfig, BlipForConditionalGeneration
 
     with torch.device("meta"):
-        ours = BLIP(dataclasses.replace(BLIPConfig.paper(), momentum=None))
+        ours = BLIP(replace(BLIPConfig.paper(), momentum=None))
         theirs = BlipForConditionalGeneration(BlipConfig(vision_config={"image_size": 224}))
-    used = {*ours.image.parameters(), *ours.decoder.parameters(), *ours.word_head.parameters()}
+    used = {*ours.image.parameters(), *ours.decoder.parameters(), *ours.caption_head.parameters()}
     assert sum(p.numel() for p in used) == sum(p.numel() for p in theirs.parameters())
 
 
 # --------------------------------------------------------------------------------------------------- what must hold
 
+MOMENTUM = MomentumConfig(momentum=0.9, alpha=0.4, alpha_steps=10, queue_size=8, distill=("itc",))
+
 
 def tiny(**changes) -> BLIP:
-    """A nano model, smaller still, with every parameter moved, so that nothing hides behind a zero."""
-    nano = BLIPConfig.nano(50)
-    block = dataclasses.replace(nano.image.block, width=32, heads=2, hidden=64)
-    small = {
-        "image": dataclasses.replace(nano.image, image_size=32, block=block),
-        "text": dataclasses.replace(nano.text, block=block),
-        "queue_size": 8,
-    }
-    model = BLIP(dataclasses.replace(nano, **{**small, **changes}))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.05 * torch.randn_like(parameter)
-    return model
+    return small_model(BLIP, text=replace(BLIPConfig.nano(50).text, block=small_text_block()), **changes)
 
 
-def numbers(losses: dict) -> dict[str, float]:
-    return {name: value.item() for name, value in losses.items()}
+def small_text_block() -> BlockConfig:
+    return replace(BlockConfig.nano(), width=32, heads=2, hidden=64)
 
 
 def test_losses_before_training():
     torch.set_default_dtype(torch.float32)
     model = BLIP(BLIPConfig.nano())
-    batch = some_pairs(16, 12, 1200)
-    batch.images = torch.randn(16, 3, 64, 64)
-    losses = numbers(model.losses(batch))
+    losses = values_of(model.losses(some_pairs(16, 12, 1200, side=64)))
     assert set(losses) == {"itc", "itm", "lm"}
-    assert 2.2 < losses["itc"] < 4.5  # ln 16 = 2.8, and whatever the untrained towers think
-    assert abs(losses["itm"] - math.log(2)) < 0.15
+    assert 2.2 < losses["itc"] < 4.5  # ln 16 = 2.8, and the untrained towers prefer some pairs
+    assert abs(losses["itm"] - math.log(2)) < 0.35
     assert abs(losses["lm"] - math.log(1200)) < 0.6
 
 
@@ -550,210 +379,231 @@ def test_only_the_losses_of_the_config_are_computed_and_each_reaches_its_part():
         reached[on] = {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None}
         cross = model.text.blocks[0].cross_attention.q.weight.grad
         assert (cross is None) is (on == "itc"), "shared cross-attention learns from ITM and from LM"
-    assert reached["itc"] == {"image", "text", "project_image", "project_text", "temperature"}
+    assert reached["itc"] == {"image", "text", "itc_head"}
     assert reached["itm"] == {"image", "text", "match_head"}
-    assert reached["lm"] == {"image", "text", "decoder", "word_head"}
+    assert reached["lm"] == {"image", "text", "decoder", "caption_head"}
 
 
-@pytest.mark.parametrize("shared", [(), SELF_ATTENTION + CROSS_ATTENTION + THE_REST])
+@pytest.mark.parametrize("shared", [(), EVERYTHING])
 def test_any_sharing_trains_and_writes(shared):
     model, batch = tiny(shared=shared), some_pairs()
     sum(model.losses(batch).values()).backward()
     assert all(p.grad is not None for p in model.parameters())
-    assert model.generate(batch.images, max_length=6).shape == (4, 5)
+    assert model.generate(batch.images, decoding=DecodingConfig(max_length=6)).shape == (4, 5)
 
 
-def test_the_decoder_never_looks_ahead_and_the_encoder_does():
+VARIANTS = {
+    "as published, without momentum": {},
+    "nothing shared": {"shared": ()},
+    "all shared": {"shared": EVERYTHING},
+    "momentum": {"momentum": MOMENTUM},
+    "captioner": {"losses": ("lm",)},
+    "filter": {"losses": ("itc", "itm")},
+}
+
+
+@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS.keys())
+def test_losses_and_gradients_are_those_of_all_tokens_of_all_texts(changes):
+    model, batch = tiny(**changes), some_pairs()
+    batch.negatives = some_pairs(4, 12).text
+    assert_exact_without_shortcuts(model, batch, negatives=NEXT)
+    batch.prefix_length = torch.tensor([2, 1, 3, 2])
+    assert_exact_without_shortcuts(model, batch, negatives=NEXT)
+
+
+def test_the_decoder_never_attends_to_later_tokens_and_the_encoder_does():
     model, batch = tiny(), some_pairs()
-    batch.mask[:] = True
-    changed = batch.ids.clone()
-    changed[:, 6] = (changed[:, 6] + 1) % 40 + 7
-    visual = model.encode_image(batch.images)
-    told, told_changed = model.tell(batch.ids, visual), model.tell(changed, visual)
-    assert torch.equal(told[:, :6], told_changed[:, :6]) and not torch.isclose(told[:, 6:], told_changed[:, 6:]).all()
-    for read in (model.encode_text, lambda ids, mask: model.fuse(ids, mask, visual)):
-        assert not torch.isclose(read(batch.ids, batch.mask)[:, 0], read(changed, batch.mask)[:, 0]).all()
+    text = Text(batch.text.ids, torch.ones_like(batch.text.mask))
+    ids = text.ids.clone()
+    ids[:, 6] = (ids[:, 6] + 1) % 40 + 7
+    changed, image_tokens = text.with_ids(ids), model.encode_image(batch.images)
+    one, two = model.decode(text, image_tokens), model.decode(changed, image_tokens)
+    assert torch.equal(one[:, :6], two[:, :6]) and not torch.isclose(one[:, 6:], two[:, 6:]).all()
+    for encode in (model.encode_text, lambda text: model.cross_encode(batch.images, text)):
+        assert not torch.isclose(encode(text)[:, 0], encode(changed)[:, 0]).all()
 
 
-def test_what_stands_behind_the_text_and_at_its_start_does_not_matter():
-    """Padding is never seen nor asked; [CLS] gives way to [ENC] and [DEC]."""
+def test_padding_and_the_first_token_do_not_matter():
+    """Nothing attends to padding or predicts it; [CLS] gives way to [ENC] and [DEC]."""
     model, batch = tiny(), some_pairs()
-    negatives = Negatives(torch.tensor([1, 2, 3, 0]), torch.tensor([1, 2, 3, 0]))
-    losses = numbers(model.losses(batch, negatives))
-    ids = torch.nn.functional.pad(batch.ids, (0, 3))
-    ids[~torch.nn.functional.pad(batch.mask, (0, 3))] = 30
-    padded = dataclasses.replace(batch, ids=ids, mask=torch.nn.functional.pad(batch.mask, (0, 3)))
-    assert numbers(model.losses(padded, negatives)) == pytest.approx(losses, abs=1e-12)
-    other_start = dataclasses.replace(batch, ids=begin(batch.ids, 30))
-    again = numbers(model.losses(other_start, negatives))
+    losses = values_of(model.losses(batch, negatives=NEXT))
+    padded = replace(batch, text=longer(batch.text, 3, filler=30))
+    assert values_of(model.losses(padded, negatives=NEXT)) == pytest.approx(losses, abs=1e-12)
+    again = values_of(model.losses(replace(batch, text=batch.text.with_first(30)), negatives=NEXT))
     assert again["itm"] == losses["itm"] and again["lm"] == losses["lm"] and again["itc"] != losses["itc"]
 
 
-def test_every_verb_looks_at_its_own_image():
+def test_every_verb_reads_its_own_image():
     model, batch = tiny(), some_pairs()
-    turned = batch.images.roll(1, 0)
-    ids, mask = batch.ids, batch.mask
+    images, text = batch.images, batch.text
+    rolled = images.roll(1, 0)
     for verb in (model.match, model.caption_logprob):
-        there, elsewhere = verb(batch.images, ids, mask), verb(turned, ids, mask)
+        there, elsewhere = verb(images, text), verb(rolled, text)
         assert there.shape == (4,) and not torch.isclose(there, elsewhere).any()
-        alone = torch.cat([verb(batch.images[i : i + 1], ids[i : i + 1], mask[i : i + 1]) for i in range(4)])
+        alone = torch.cat([verb(images[i : i + 1], text[i : i + 1]) for i in range(4)])
         assert torch.allclose(alone, there, atol=1e-12)
-    assert (model.match(batch.images, ids, mask) > 0).all() and (model.match(batch.images, ids, mask) < 1).all()
+    assert (model.match(images, text) > 0).all() and (model.match(images, text) < 1).all()
     rows = torch.tensor([3, 0, 0, 1])
-    many = model.match_many(batch.images, rows, ids, mask)  # each image encoded once
-    assert torch.allclose(many, model.match(batch.images[rows], ids, mask), atol=1e-12)
-    table = model.similarity(batch.images, ids, mask)
-    assert torch.allclose(model.similarity(turned, ids, mask), table.roll(1, 0))
-    assert torch.allclose(model.embed_images(turned).norm(dim=1), torch.ones(4))
+    for verb, many in ((model.match, model.match_many), (model.caption_logprob, model.caption_logprob_many)):
+        assert torch.allclose(many(images, rows, text), verb(images[rows], text), atol=1e-12)
+    table = model.similarity(images, text)
+    assert torch.allclose(model.similarity(rolled, text), table.roll(1, 0))
+    assert torch.allclose(model.embed_images(rolled).norm(dim=1), torch.ones(4))
 
 
-def test_a_prompt_is_given_and_not_asked():
-    model, batch = tiny(losses=("lm",), prompt=3), some_pairs()
-    changed = dataclasses.replace(batch, ids=batch.ids.clone())
-    labels = next_words(batch.ids, batch.mask, 3)
-    assert (labels[:, :2] == -100).all() and torch.equal(labels[0, 2:], batch.ids[0, 3:])
-    changed.ids[:, 2] += 1  # a word of the prompt is still read
+def test_a_prompt_is_given_and_not_predicted():
+    model, batch = tiny(losses=("lm",), prefix_length=3), some_pairs()
+    labels = next_tokens(batch.text, 3)
+    assert (labels[:, :2] == -100).all() and torch.equal(labels[0, 2:], batch.text.ids[0, 3:])
+    ids = batch.text.ids.clone()
+    ids[:, 2] += 1  # a token of the prompt is still read
+    changed = replace(batch, text=batch.text.with_ids(ids))
     assert model.losses(changed)["lm"] != model.losses(batch)["lm"]
-    assert torch.equal(next_words(changed.ids, batch.mask, 3), labels)
-    prompts = batch.ids[:, 1:3]
-    assert torch.equal(model.generate(batch.images, prompts, max_length=8)[:, :2], prompts)
-    assert torch.equal(model.generate(batch.images, prompts[0], beams=2, max_length=8)[:, :2], prompts[:1].expand(4, 2))
+    assert torch.equal(next_tokens(changed.text, 3), labels)
+    prompts = batch.text.ids[:, 1:3]
+    written = model.generate(batch.images, prompts, DecodingConfig(max_length=8))
+    assert torch.equal(written[:, :2], prompts)
+    written = model.generate(batch.images, prompts[0], DecodingConfig(beams=2, max_length=8))
+    assert torch.equal(written[:, :2], prompts[:1].expand(4, 2))
 
 
-def test_false_captions_are_wrong_pairs_for_matching():
+def test_each_row_may_have_its_own_prefix():
+    """Questions of several lengths: the loss and the log-probability count the tokens after them."""
+    model, batch = tiny(losses=("lm",), smoothing=0.0), some_pairs()
+    prefix = torch.tensor([4, 1, 2, 3])
+    labels = next_tokens(batch.text, prefix)
+    logits = model.caption_head(decoder_tokens(model, model.encode_image(batch.images), batch.text))[:, :-1]
+    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+    assert torch.allclose(model.losses(replace(batch, prefix_length=prefix))["lm"], expected)
+    predicted = labels != -100
+    chosen = logits.log_softmax(-1).gather(-1, labels.where(predicted, 0)[..., None])[..., 0]
+    assert torch.allclose(model.caption_logprob(batch.images, batch.text, prefix), (chosen * predicted).sum(1))
+
+
+def test_negative_captions_are_negatives_for_matching():
     model, batch = tiny(), some_pairs()
-    negatives = Negatives(torch.tensor([1, 2, 3, -1]), torch.tensor([1, -1, 3, 0]))
-    wrong = some_pairs(4, 12)
-    more = dataclasses.replace(batch, wrong_ids=wrong.ids, wrong_mask=wrong.mask)
-    visual, right = model.encode_image(batch.images), torch.arange(4)
-    pairs = [(right, right), negatives.image_pairs(), negatives.text_pairs()]
-    logits = [model.match_logits(model.fuse(batch.ids[j], batch.mask[j], visual[i])) for i, j in pairs]
-    logits.append(model.match_logits(model.fuse(wrong.ids, wrong.mask, visual)))
-    labels = torch.tensor([1] * 4 + [0] * (3 + 3 + 4))
-    expected = torch.nn.functional.cross_entropy(torch.cat(logits), labels)
-    losses, plain = model.losses(more, negatives), model.losses(batch, negatives)
-    assert losses["itm"].item() == pytest.approx(expected.item(), abs=1e-12)
-    assert losses["itc"] == plain["itc"] and losses["lm"] == plain["lm"]
+    drawn = Negatives(torch.tensor([1, 2, 3, -1]), torch.tensor([1, -1, 3, 0]))
+    false = some_pairs(4, 12).text
+    more = replace(batch, negatives=false)
+    image_rows, text_rows = drawn.pairs()
+    assert len(image_rows) == 3 + 3
+    matched = model.match_head(model.cross_encode(batch.images, batch.text))
+    wrong = [
+        model.match_head(model.cross_encode(batch.images[image_rows], batch.text[text_rows])),
+        model.match_head(model.cross_encode(batch.images, false)),
+    ]
+    losses, plain = model.losses(more, negatives=drawn), model.losses(batch, negatives=drawn)
+    assert losses["itm"].item() == pytest.approx(matching_loss(matched, torch.cat(wrong)).item(), abs=1e-12)
+    assert torch.allclose(losses["itc"], plain["itc"]) and torch.allclose(losses["lm"], plain["lm"])
 
 
-def test_wrong_pairs_are_drawn_by_likeness_as_in_the_released_code(monkeypatch):
-    """By both directions' own similarities, and with a floor of 1e-4 under the weights."""
-    from minivlp.models import blip
+def test_negatives_are_drawn_by_similarity_as_in_the_released_code(monkeypatch):
+    """By the similarities of both directions, in float32 at least, and with a floor of 1e-4 under the weights."""
+    calls = []
 
-    def drawn(*arguments, **options):
-        asked.append((*arguments, options))
-        return hard_negatives(*arguments, **options)
+    def spy(*arguments):
+        calls.append(arguments)
+        return hard_negatives(*arguments)
 
-    asked = []
-    monkeypatch.setattr(blip, "hard_negatives", drawn)
+    monkeypatch.setattr(aligned, "hard_negatives", spy)
     model, batch = tiny(), some_pairs()
     model.losses(batch)
-    ((likeness, together, options),) = asked
-    assert torch.allclose(likeness, model.similarity(batch.images, batch.ids, batch.mask))
-    assert torch.allclose(options["back"], likeness.T) and options["floor"] == 1e-4
-    assert torch.equal(together, torch.eye(4, dtype=torch.bool))
+    ((logits, positives, floor, back),) = calls
+    assert torch.allclose(logits, model.similarity(batch.images, batch.text))
+    assert torch.allclose(back, logits.T) and floor == 1e-4
+    assert torch.equal(positives, torch.eye(4, dtype=torch.bool))
+    torch.set_default_dtype(torch.float32)
+    model, batch = tiny(), some_pairs()
+    with torch.autocast("cpu", torch.bfloat16):
+        model.losses(batch)
+    for logits in (calls[-1][0], calls[-1][3]):
+        assert logits.dtype == torch.float32 and not torch.equal(logits, logits.bfloat16().float())
 
 
-def test_captions_of_one_image_are_never_its_wrong_pairs():
+def test_captions_of_one_image_are_never_its_negatives():
     model, batch = tiny(), some_pairs()
     batch.image_ids = torch.zeros(4, dtype=torch.long)
-    right = model.match_logits(model.look(batch.images, batch.ids, batch.mask))
-    expected = torch.nn.functional.cross_entropy(right, torch.ones(4, dtype=torch.long))
-    for on in (("itc", "itm"), ("itm",)):  # drawn by likeness, drawn evenly
-        model.config = dataclasses.replace(model.config, losses=on)
+    matched = model.match_head(model.cross_encode(batch.images, batch.text))
+    expected = torch.nn.functional.cross_entropy(matched, torch.ones(4, dtype=torch.long))
+    for on in (("itc", "itm"), ("itm",)):  # drawn by similarity, drawn evenly
+        model.config = replace(model.config, losses=on)
         assert model.losses(batch)["itm"].item() == pytest.approx(expected.item(), abs=1e-12)
 
 
-# ------------------------------------------------------------------------------------------------------- the teacher
-
-MOMENTUM = {"momentum": 0.9, "alpha": 0.4, "alpha_steps": 10}
+# ------------------------------------------------------------------------------------------------ the momentum model
 
 
-def test_the_teacher_moves_in_training_only_and_only_for_itc():
+def test_the_momentum_model_moves_in_training_only_and_only_for_itc():
     batch = some_pairs()
     for losses, training, moves in ((("itc", "lm"), True, 1), (("itc", "lm"), False, 0), (("lm",), True, 0)):
-        model = tiny(**MOMENTUM, losses=losses).train(training)
-        before = {name: value.clone() for name, value in model.state_dict().items() if name.startswith("teacher.model")}
+        model = tiny(momentum=MOMENTUM, losses=losses).train(training)
+        before = {n: value.clone() for n, value in model.momentum_model.model.state_dict().items()}
         model.losses(batch)["lm"].backward()
-        assert model.teacher.updates == moves and len(model.queue) == 4 * moves
+        assert model.momentum_model.updates == moves and len(model.queue) == 4 * moves
         for name, old in before.items():
-            assert torch.equal(model.state_dict()[name], old) is not bool(moves), name
-    assert all(p.grad is None for p in model.teacher.parameters())
-    parts = {name.split(".")[0] for name, _ in model.teacher.model.named_parameters()}
-    assert parts == {"image", "text", "project_image", "project_text"}
+            moved = not torch.equal(model.momentum_model.model.state_dict()[name], old)
+            assert moved is (bool(moves) and "embed.positions" not in name), name  # nano's positions are fixed
+    assert all(p.grad is None for p in model.momentum_model.parameters())
+    parts = {name.split(".")[0] for name, _ in model.momentum_model.model.named_parameters()}
+    assert parts == {"image", "text", "itc_head"}
 
 
-def test_without_a_teacher_it_is_the_plain_contrastive_loss():
-    from minivlp.objectives.contrastive import contrastive_loss, same_group
-
+def test_without_a_momentum_model_it_is_the_plain_contrastive_loss():
     model, batch = tiny(losses=("itc",)), some_pairs()
-    v, t = model.embed_images(batch.images), model.embed_texts(batch.ids, batch.mask)
-    together = same_group(batch.image_ids, batch.ids, batch.mask)
-    expected = contrastive_loss(v, t, 1 / model.temperature, together)
+    logits = cosine_logits(model.embed_images(batch.images), model.embed_texts(batch.text), model.itc_head.scale())
+    expected = contrastive_loss(logits, find_positives(batch.image_ids, batch.text))
     assert model.losses(batch)["itc"].item() == pytest.approx(expected.item(), abs=1e-12)
-    assert model.teacher is None and not any(name.startswith(("teacher", "queue")) for name in model.state_dict())
+    assert model.momentum_model is None
+    assert not any(name.startswith(("momentum_model", "queue")) for name in model.state_dict())
 
 
 # -------------------------------------------------------------------------------------------------- use as a whole
 
 
-def test_it_learns_to_say_what_it_was_shown():
-    """Four pictures, four captions: after a few seconds each picture gets its caption, however it is written."""
+def test_it_learns_to_write_its_captions():
+    """Four images, four captions: after a few seconds each image gets its caption, however it is generated."""
     torch.set_default_dtype(torch.float32)
-    from minivlp.training.loop import overfit_one_batch
-
     model, batch = tiny(), some_pairs()
     losses = overfit_one_batch(model, batch, steps=60, lr=4e-3)
     assert losses[-1] < 0.4 * losses[0]
-    captions = texts(batch.ids[:, 1:])
-    for how in ({}, {"beams": 3}, {"top_p": 0.5}):
-        assert texts(model.generate(batch.images, **how)) == captions, how
-    assert (model.match(batch.images, batch.ids, batch.mask) > 0.5).all()
-    assert (model.match(batch.images.roll(1, 0), batch.ids, batch.mask) < 0.5).all()
+    captions = up_to_end(batch.text.ids[:, 1:])
+    for options in ({}, {"beams": 3}, {"top_p": 0.5}):
+        assert up_to_end(model.generate(batch.images, decoding=DecodingConfig(**options))) == captions, options
+    assert (model.match(batch.images, batch.text) > 0.5).all()
+    assert (model.match(batch.images.roll(1, 0), batch.text) < 0.5).all()
 
 
-def test_a_checkpoint_brings_back_teacher_queue_and_what_is_shared(tmp_path):
-    from minivlp.training.checkpoint import load_model, save_model
-
+def test_a_checkpoint_restores_momentum_model_queue_and_what_is_shared(tmp_path):
     torch.set_default_dtype(torch.float32)
-    model, batch = tiny(**MOMENTUM).train(), some_pairs()
-    batch.images = batch.images.float()
+    model, batch = tiny(momentum=MOMENTUM).train(), some_pairs()
     model.losses(batch)
     save_model(model, tmp_path / "blip.safetensors")
     back = load_model(BLIP, tmp_path / "blip.safetensors")
-    assert back.config == model.config and len(back.queue) == 4 and back.teacher.updates == 1
+    assert back.config == model.config and len(back.queue) == 4 and back.momentum_model.updates == 1
     assert back.text.blocks[1].cross_attention is back.decoder.blocks[1].cross_attention
-    one, two = model.eval().losses(batch, NEXT), back.losses(batch, NEXT)
-    assert numbers(one) == numbers(two)
+    one, two = model.eval().losses(batch, negatives=NEXT), back.losses(batch, negatives=NEXT)
+    assert values_of(one) == values_of(two)
 
 
-NEXT = Negatives(torch.tensor([1, 2, 3, 0]), torch.tensor([1, 2, 3, 0]))
-
-
-@pytest.mark.parametrize("shared", [(), CROSS_ATTENTION + THE_REST, SELF_ATTENTION + CROSS_ATTENTION + THE_REST])
+@pytest.mark.parametrize("shared", [(), CROSS_ATTENTION + THE_REST, EVERYTHING])
 def test_it_begins_as_the_towers_of_xvlm_and_its_decoder_as_its_encoder(shared):
-    from minivlp.models.xvlm import XVLM, XVLMConfig
-
     torch.set_default_dtype(torch.float32)
-    towers, batch = XVLM(XVLMConfig.nano(50)).eval(), some_pairs()
-    with torch.no_grad():
-        for parameter in towers.parameters():
-            parameter += 0.05 * torch.randn_like(parameter)
-    batch.images = torch.randn(4, 3, 64, 64)
-    model = BLIP(dataclasses.replace(BLIPConfig.nano(50), shared=shared, **MOMENTUM)).eval()
-    model.start_from(towers)
-    for ours in (model, model.teacher.model):
+    towers, batch = jittered(XVLM(XVLMConfig.nano(50)).eval()), some_pairs(side=64)
+    model = BLIP(replace(BLIPConfig.nano(50), shared=shared, momentum=MOMENTUM)).eval()
+    model.init_from(towers)
+    for ours in (model, model.momentum_model.model):
         assert torch.equal(ours.image(batch.images), towers.image(batch.images))
-        assert equal(ours.project_image, towers.project_image)
-        assert torch.equal(ours.embed_texts(batch.ids, batch.mask), towers.embed_texts(batch.ids, batch.mask))
-    assert model.temperature == towers.temperature
+        assert equal(ours.itc_head.project_image, towers.itc_head.project_image)
+        assert torch.equal(ours.embed_texts(batch.text), towers.embed_texts(batch.text))
+    assert model.itc_head.scale.temperature == towers.itc_head.scale.temperature
     for stack in (model.text, model.decoder):
-        for block, read, look in zip(stack.blocks, towers.text.blocks, towers.fusion.blocks, strict=True):
-            assert equal(block.self_attention, read.self_attention) and equal(block.feed_forward, read.feed_forward)
-            assert equal(block.cross_attention, look.cross_attention) and equal(block.cross_norm, look.cross_norm)
-    assert (model.text.blocks[0].self_attention is model.decoder.blocks[0].self_attention) == (len(shared) == 8)
+        for block, text, fusion in zip(stack.blocks, towers.text.blocks, towers.fusion.blocks, strict=True):
+            assert equal(block.self_attention, text.self_attention) and equal(block.feed_forward, text.feed_forward)
+            assert equal(block.cross_attention, fusion.cross_attention) and equal(block.cross_norm, fusion.cross_norm)
+    same = model.text.blocks[0].self_attention is model.decoder.blocks[0].self_attention
+    assert same == (shared == EVERYTHING)
     with pytest.raises(ValueError, match="other sizes than BLIP: .*cross_attention"):
-        tiny().start_from(towers)
+        tiny().init_from(towers)
 
 
 def equal(one: torch.nn.Module, other: torch.nn.Module) -> bool:
@@ -761,23 +611,31 @@ def equal(one: torch.nn.Module, other: torch.nn.Module) -> bool:
     return all(torch.equal(a, b) for a, b in pairs)
 
 
-def test_half_precision_keeps_losses_precise():
+def test_losses_are_float32_under_autocast():
     torch.set_default_dtype(torch.float32)
-    model, batch = tiny(**MOMENTUM).train(), some_pairs()
-    batch.images = batch.images.float()
+    model, batch = tiny(momentum=MOMENTUM).train(), some_pairs()
     with torch.autocast("cpu", torch.bfloat16):
-        losses = model.losses(batch, NEXT)
-        assert model.generate(batch.images, beams=2, max_length=6).shape[0] == 4
+        losses = model.losses(batch, negatives=NEXT)
+        assert model.generate(batch.images, decoding=DecodingConfig(beams=2, max_length=6)).shape[0] == 4
     assert all(value.dtype == torch.float32 and value.isfinite() for value in losses.values())
     sum(losses.values()).backward()
 
 
-def test_attention_can_be_looked_at():
+def test_attention_can_be_recorded():
     model, batch = tiny(), some_pairs()
     with record_attention(model) as maps:
-        model.look(batch.images, batch.ids, batch.mask)
-        read = maps["text.1.cross"].clone()
-        model.tell(batch.ids, model.encode_image(batch.images))
-    assert read.shape == maps["text.1.cross"].shape == (4, 2, 9, 17)  # shared: the decoder's stands under the same name
-    assert not torch.isclose(read, maps["text.1.cross"]).all()
+        model.cross_encode(batch.images, batch.text)
+        encoder = maps["text.1.cross"].clone()
+        model.decode(batch.text, model.encode_image(batch.images))
+    # shared cross-attention: the decoder's map is stored under the same name
+    assert encoder.shape == maps["text.1.cross"].shape == (4, 2, 9, 17)
+    assert not torch.isclose(encoder, maps["text.1.cross"]).all()
     assert (maps["decoder.0.self"].triu(1) == 0).all()
+
+
+def test_all_queries_are_recorded_where_one_token_is_read():
+    model, batch = tiny(), some_pairs()
+    maps = recorded_maps(model, lambda: model.match(batch.images, batch.text))
+    assert maps["text.1.self"].shape == (4, 2, 9, 9) and maps["text.1.cross"].shape == (4, 2, 9, 17)
+    maps = recorded_maps(model, lambda: model.similarity(batch.images, batch.text))
+    assert maps["text.1.self"].shape == (4, 2, 9, 9) and maps["image.2.self"].shape == (4, 2, 17, 17)

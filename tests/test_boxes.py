@@ -33,19 +33,19 @@ def test_giou_and_iou_equal_torchvision():
 
 def test_giou_by_hand():
     left, right = torch.tensor([[0.25, 0.5, 0.5, 1.0]]), torch.tensor([[0.75, 0.5, 0.5, 1.0]])
-    assert giou(left, right).item() == pytest.approx(0)  # they touch: nothing shared, nothing wasted
+    assert giou(left, right).item() == pytest.approx(0)  # they touch: no overlap, and no part of the hull is empty
     near, far = torch.tensor([[0.1, 0.1, 0.2, 0.2]]), torch.tensor([[0.9, 0.9, 0.2, 0.2]])
     assert giou(near, far).item() == pytest.approx(0 - (1 - 0.08))
     assert giou(near, near).item() == pytest.approx(1)
 
 
-def test_giou_symmetric_and_bounded():
+def test_giou_is_symmetric_and_bounded():
     a, b = some_boxes(200), some_boxes(200, seed=1)
     assert torch.allclose(giou(a, b), giou(b, a))
     assert ((giou(a, b) <= iou(a, b) + 1e-12) & (giou(a, b) >= -1)).all()
 
 
-def test_a_box_without_area_spoils_only_its_own_row():
+def test_a_box_without_area_changes_only_its_own_row():
     a, b = some_boxes(4).float(), some_boxes(4, seed=1).float()
     expected = giou(a, b)
     a[1], b[1] = torch.tensor([0.5, 0.5, 0.0, 0.0]), torch.tensor([0.5, 0.5, 0.0, 0.0])
@@ -57,18 +57,18 @@ def test_a_box_without_area_spoils_only_its_own_row():
 
 
 def naive(predicted, target, leave_out):
-    """The two losses as one would write them down."""
-    l1, wrong, count = 0.0, 0.0, 0
+    """The two losses, box by box."""
+    l1, giou_loss, count = 0.0, 0.0, 0
     for p, t, skip in zip(predicted, target, leave_out, strict=True):
         if skip or not (math.isfinite(sum(t.tolist())) and t[2] > 0 and t[3] > 0):
             continue
         l1 += sum(abs(x - y) for x, y in zip(p.tolist(), t.tolist(), strict=True))
-        wrong += 1 - generalized_box_iou(to_corners(p[None]), to_corners(t[None])).item()
+        giou_loss += 1 - generalized_box_iou(to_corners(p[None]), to_corners(t[None])).item()
         count += 1
-    return l1 / count, wrong / count
+    return l1 / count, giou_loss / count
 
 
-def test_losses_equal_the_naive_loop_and_leave_out_what_says_nothing():
+def test_losses_equal_the_naive_loop_and_leave_out_rows_without_a_valid_target():
     predicted, target = some_boxes(9), some_boxes(9, seed=1)
     leave_out = torch.tensor([True] + [False] * 8)
     target[3] = torch.tensor([0.5, 0.5, 0.0, 0.3])
@@ -87,7 +87,7 @@ def test_l1_is_summed_over_the_coordinates():
     assert box_losses(target + 0.1, target).l1.item() == pytest.approx(0.4)
 
 
-def test_a_right_box_costs_nothing_and_no_box_is_zero_with_a_graph():
+def test_an_exact_box_costs_nothing_and_without_boxes_the_loss_is_zero_with_a_graph():
     boxes = some_boxes(5).requires_grad_()
     assert sum(box_losses(boxes, boxes.detach())).item() == pytest.approx(0, abs=1e-12)
     nothing = sum(box_losses(boxes, boxes.detach(), torch.ones(5, dtype=torch.bool)))
@@ -103,7 +103,7 @@ def test_patches_by_hand():
     assert box_to_patches(torch.tensor([[0.5, 0.5, 1.0, 1.0]]), (3, 5)).all()
 
 
-def test_a_box_on_the_grid_lines_does_not_spill_over_them():
+def test_a_box_on_the_grid_lines_does_not_touch_the_next_patches():
     grid = 7  # sevenths are not exact in binary
     for first in range(grid):
         for last in range(first + 1, grid + 1):
@@ -120,10 +120,10 @@ def test_every_box_has_patches_in_one_rectangle_that_covers_it(box, grid):
     inside = box_to_patches(torch.tensor([box]), grid).view(grid)
     rows, columns = inside.any(dim=1), inside.any(dim=0)
     assert inside.any() and torch.equal(inside, rows[:, None] & columns[None, :])
-    for flags, centre, size, n in ((columns, box[0], box[2], grid[1]), (rows, box[1], box[3], grid[0])):
+    for flags, center, size, n in ((columns, box[0], box[2], grid[1]), (rows, box[1], box[3], grid[0])):
         for index in range(n):
             middle = (index + 0.5) / n  # a patch whose middle is well inside the box is never missing
-            if abs(middle - centre) < size / 2 - 1e-3:
+            if abs(middle - center) < size / 2 - 1e-3:
                 assert flags[index]
-            if abs(middle - centre) > size / 2 + 0.51 / n and 0 < centre < 1:
+            if abs(middle - center) > size / 2 + 0.51 / n and 0 < center < 1:
                 assert not flags[index]

@@ -1,4 +1,4 @@
-"""Captions mended by a model: every stage is kept, a kill costs nothing, and what is learnt from is what was chosen."""
+"""CapFilt: every stage is kept, a kill costs nothing, and the final model is trained on the captions that were kept."""
 
 import dataclasses
 import json
@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 import torch
 
+from minivlp.data.batch import to_tensor
 from minivlp.data.folders import Photos
 from minivlp.data.loading import Loader
 from minivlp.data.noise import NoisyCaptions
 from minivlp.data.recaptioned import Recaptioned
 from minivlp.data.scenes import Scenes
-from minivlp.data.text import load_tokenizer
+from minivlp.data.text import load_tokenizer, tokenize
+from minivlp.layers.generation import DecodingConfig
 from minivlp.models.blip import BLIP, BLIPConfig
 from minivlp.training import capfilt
 from minivlp.training.capfilt import CAPTION, FILTER, PRETRAIN, CapFilt, by_cosine
@@ -29,7 +31,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def data():
-    """Pictures with noisy captions, and few with good ones, of another seed but the same image ids."""
+    """Images with noisy captions, and few with clean ones, of another seed but the same image ids."""
     return NoisyCaptions(Scenes(20, size=32), 0.5), Scenes(8, size=32, seed=1)
 
 
@@ -61,7 +63,7 @@ def equal(one, other) -> bool:
 # ------------------------------------------------------------------------------------------------------ the pipeline
 
 
-def test_every_caption_gets_a_verdict(whole, data, tokenizer):
+def test_every_caption_is_scored(whole, data, tokenizer):
     _, folder = whole
     noisy, _ = data
     lines = [json.loads(line) for line in (folder / "captions.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -73,10 +75,9 @@ def test_every_caption_gets_a_verdict(whole, data, tokenizer):
         assert 0 <= line["score"] <= 1 and line["kept"] is (line["score"] >= 0.5 and bool(line["caption"]))
     # and the score is the filter's, of this image and this text
     model = pipeline(data, tokenizer, folder).filter()
-    from minivlp.evaluation.forward import pair_scores
-
+    images = to_tensor(noisy.pixels([line["row"] for line in lines], 32))
     with torch.no_grad():
-        again = pair_scores(model, noisy, tokenizer, [x["row"] for x in lines], [x["caption"] for x in lines])
+        again = model.match(images, tokenize(tokenizer, [line["caption"] for line in lines], 56))
     assert again.tolist() == pytest.approx([line["score"] for line in lines], abs=1e-5)
 
 
@@ -98,7 +99,7 @@ def test_each_stage_learns_its_own_losses_from_its_own_data(data, tokenizer, tmp
 
     def watched(model, batch_at, settings, run_dir, **more):
         loader = batch_at.__self__
-        seen.append((run_dir.name, model.config.losses, loader.dataset, loader.wrong_captions, model.state_dict()))
+        seen.append((run_dir.name, model.config.losses, loader.dataset, loader.negative_captions, model.state_dict()))
         seen[-1] = (*seen[-1][:4], {name: value.clone() for name, value in seen[-1][4].items()})
         return fit(model, batch_at, settings, run_dir=run_dir, **more)
 
@@ -106,11 +107,11 @@ def test_each_stage_learns_its_own_losses_from_its_own_data(data, tokenizer, tmp
     run = pipeline(data, tokenizer, tmp_path)
     run.final()
     noisy, clean = data
-    stages = {name: (losses, dataset, false) for name, losses, dataset, false, _ in seen}
+    stages = {name: (losses, dataset, negatives) for name, losses, dataset, negatives, _ in seen}
     assert list(stages) == ["pretrained", "captioner", "filter", "final"]
     assert [stages[name][0] for name in stages] == [PRETRAIN, CAPTION, FILTER, PRETRAIN]
     assert stages["captioner"][1] is clean and stages["filter"][1] is clean
-    assert [stages[name][2] for name in stages] == [False, False, True, False]  # scenes can also say what is false
+    assert [stages[name][2] for name in stages] == [False, False, True, False]  # scenes can make negative captions
     everything = stages["pretrained"][1]
     assert len(everything) == 28 and [everything.captions(i) for i in range(20)] == [
         noisy.captions(i) for i in range(20)
@@ -129,13 +130,13 @@ class Killed(Exception):
     pass
 
 
-def test_a_run_killed_between_all_stages_ends_as_the_unbroken_one(whole, data, tokenizer, tmp_path):
+def test_a_run_killed_between_stages_ends_like_an_uninterrupted_one(whole, data, tokenizer, tmp_path):
     final, _ = whole
-    wanted = {"captioner": CAPTION, "filter": FILTER, "final": PRETRAIN}
-    for kills, stage in enumerate(wanted):
+    expected = {"captioner": CAPTION, "filter": FILTER, "final": PRETRAIN}
+    for kills, stage in enumerate(expected):
 
         def killed(losses, stage=stage):
-            if losses == wanted[stage] and (stage != "final" or (tmp_path / "captions.jsonl").exists()):
+            if losses == expected[stage] and (stage != "final" or (tmp_path / "captions.jsonl").exists()):
                 raise Killed  # before this stage begins
             return build(losses)
 
@@ -145,7 +146,7 @@ def test_a_run_killed_between_all_stages_ends_as_the_unbroken_one(whole, data, t
     assert equal(pipeline(data, tokenizer, tmp_path).final(), final)
 
 
-def test_a_run_killed_within_a_stage_ends_as_the_unbroken_one(whole, data, tokenizer, tmp_path):
+def test_a_run_killed_within_a_stage_ends_like_an_uninterrupted_one(whole, data, tokenizer, tmp_path):
     final, _ = whole
     steps = []
 
@@ -159,7 +160,7 @@ def test_a_run_killed_within_a_stage_ends_as_the_unbroken_one(whole, data, token
             pipeline(data, tokenizer, tmp_path, on_step=[kill]).final()
         assert not list(tmp_path.rglob("*.part"))
     assert equal(pipeline(data, tokenizer, tmp_path).final(), final)
-    assert steps[:6] == [0, 1, 2, 3, 2, 3]  # gone on from step 2
+    assert steps[:6] == [0, 1, 2, 3, 2, 3]  # resumed from step 2
 
 
 def test_what_is_done_is_not_done_again(whole, data, tokenizer, monkeypatch):
@@ -173,49 +174,78 @@ def test_what_is_done_is_not_done_again(whole, data, tokenizer, monkeypatch):
     run = pipeline(data, tokenizer, folder)
     assert equal(run.final(), final) and not run.final().training
     assert len(run.synthetic()) == 20
-    (folder / "captions.jsonl").unlink()  # judged again, from the same filter and the same captions
+    (folder / "captions.jsonl").unlink()  # scored again, by the same filter
     assert equal(run.final(), final)
 
 
 def test_another_runs_folder_is_refused(whole, data, tokenizer):
     _, folder = whole
-    other = {"writing": {"top_p": 0.5}}, {"threshold": 0.7}, {"seed": 1}
-    for changes, name in zip(other, ("writing", "judge", "seed"), strict=True):
-        with pytest.raises(CheckpointError, match=rf"other settings \({name}\)"):
+    others = {
+        "decoding.top_p: there 0.9, now 0.5": {"decoding": DecodingConfig(top_p=0.5)},
+        "threshold: there 0.5, now 0.7": {"threshold": 0.7},
+        "noisy.seed: there 0, now 1": {"seed": 1},
+        "scorer": {"scorer": by_cosine},
+    }
+    for difference, changes in others.items():
+        with pytest.raises(CheckpointError, match=f"holds another run .*{difference}"):
             pipeline(data, tokenizer, folder, **changes)
-    with pytest.raises(CheckpointError, match="data"):
-        pipeline((data[0], Scenes(9, size=32)), tokenizer, folder)
+    with pytest.raises(CheckpointError, match="clean.hash"):
+        pipeline((data[0], Scenes(8, size=32, seed=2)), tokenizer, folder)
 
 
-# ------------------------------------------------------------------------------------------------- other data, filters
+def test_a_frozen_image_tower_runs_once_per_image(data, tokenizer, tmp_path, monkeypatch):
+    torch.manual_seed(3)
+    tower = build(PRETRAIN).image.state_dict()
+
+    def frozen(losses):
+        model = build(losses)
+        model.image.load_state_dict(tower)
+        model.image.requires_grad_(False)
+        return model
+
+    batches = []
+
+    def watched(model, batch_at, settings, **options):
+        batches.append(batch_at(0))
+        return fit(model, batch_at, settings, **options)
+
+    monkeypatch.setattr(capfilt, "fit", watched)
+    short = dataclasses.replace(SETTINGS, steps=2)
+    model = pipeline(data, tokenizer, tmp_path, build=frozen, pretrain=short, finetune=short).final()
+    assert len(batches) == 4 and all(batch.images is None for batch in batches)
+    assert {batch.image_tokens.shape for batch in batches} == {(4, 17, 32)}
+    assert all(torch.equal(weight, tower[name]) for name, weight in model.image.state_dict().items())
 
 
-def test_photos_and_another_judge(tokenizer, tmp_path):
+# ------------------------------------------------------------------------------------------------- other data, scorers
+
+
+def test_photos_and_another_scorer(tokenizer, tmp_path):
     photos = Photos()
     noisy = NoisyCaptions(photos, 0.5, kinds=("swapped", "junk"))
     short = dataclasses.replace(SETTINGS, steps=1)
-    changes = dict(pretrain=short, finetune=short, judge=by_cosine, threshold=0.0, writing={"beams": 2})
+    changes = dict(pretrain=short, finetune=short, scorer=by_cosine, threshold=0.0, decoding=DecodingConfig(beams=2))
     run = pipeline((noisy, photos), tokenizer, tmp_path, **changes)
     assert run.final() is not None
     scores = [line["score"] for line in run.table()]
     assert min(scores) >= -1 and max(scores) <= 1
 
 
-def test_an_oracle_as_judge_leaves_no_false_caption(data, tokenizer, tmp_path, monkeypatch):
+def test_an_oracle_as_scorer_leaves_no_false_caption(data, tokenizer, tmp_path, monkeypatch):
     noisy, _ = data
     texts_seen = {}
 
-    def oracle(model, images, which, ids, mask):
+    def oracle(model, images, image_rows, text):
         true = [noisy.true_captions(row) for row in range(20)]
-        said = [tokenizer.decode(i[m], skip_special_tokens=True).strip() for i, m in zip(ids, mask, strict=True)]
-        return torch.tensor([float(text in true[row]) for row, text in zip(which.tolist(), said, strict=True)])
+        captions = [caption.strip() for caption in tokenizer.batch_decode(text.ids, skip_special_tokens=True)]
+        return torch.tensor([float(c in true[row]) for row, c in zip(image_rows.tolist(), captions, strict=True)])
 
     def watched(model, batch_at, settings, run_dir, **more):
         texts_seen[run_dir.name] = batch_at.__self__.dataset
         return fit(model, batch_at, settings, run_dir=run_dir, **more)
 
     monkeypatch.setattr(capfilt, "fit", watched)
-    pipeline(data, tokenizer, tmp_path, judge=oracle).final()
+    pipeline(data, tokenizer, tmp_path, scorer=oracle).final()
     chosen = texts_seen["final"]
     assert len(chosen) == 10 + 8  # the synthetic captions of an untrained model are all false
     assert sorted(chosen.captions(i) for i in range(10)) == sorted(
@@ -223,7 +253,7 @@ def test_an_oracle_as_judge_leaves_no_false_caption(data, tokenizer, tmp_path, m
     )
 
 
-def test_a_caption_that_was_written_anew_counts_once(data, tokenizer, tmp_path, monkeypatch):
+def test_a_caption_that_is_generated_again_counts_once(data, tokenizer, tmp_path, monkeypatch):
     noisy, _ = data
     datasets = {}
 
@@ -232,20 +262,20 @@ def test_a_caption_that_was_written_anew_counts_once(data, tokenizer, tmp_path, 
         return fit(model, batch_at, settings, run_dir=run_dir, **more)
 
     monkeypatch.setattr(capfilt, "fit", watched)
-    said = [{"row": row, "caption": noisy.captions(row)[0] if row % 2 else ""} for row in range(20)]
-    (tmp_path / "synthetic.jsonl").write_text("".join(json.dumps(line) + "\n" for line in said))
-    pipeline(data, tokenizer, tmp_path, judge=keep_all).final()
+    generated = [{"row": row, "caption": noisy.captions(row)[0] if row % 2 else ""} for row in range(20)]
+    (tmp_path / "synthetic.jsonl").write_text("".join(json.dumps(line) + "\n" for line in generated))
+    pipeline(data, tokenizer, tmp_path, scorer=keep_all).final()
     assert [datasets["final"].captions(row) for row in range(20)] == [noisy.captions(row) for row in range(20)]
 
 
-def keep_all(model, images, which, ids, mask):
-    return torch.ones(len(which))
+def keep_all(model, images, image_rows, text):
+    return torch.ones(len(image_rows))
 
 
-# --------------------------------------------------------------------------------------------- recaptioned pictures
+# --------------------------------------------------------------------------------------------- recaptioned images
 
 
-def test_recaptioned_pictures_are_a_dataset(data):
+def test_recaptioned_images_are_a_dataset(data):
     noisy, clean = data
     mixed = Recaptioned(noisy, {3: ["a dog", "two dogs"], 1: [], 0: ["a cat"]}, clean)
     assert len(mixed) == 2 + 8
@@ -254,16 +284,16 @@ def test_recaptioned_pictures_are_a_dataset(data):
     assert mixed[1].captions == ["a dog", "two dogs"] and np.array_equal(mixed[1].image, noisy[3].image)
     ids = [mixed.image_id(row) for row in range(len(mixed))]
     assert len(set(ids)) == len(ids)  # though the two datasets number their images alike
-    pictures = mixed.pixels([9, 1, 0, 2], 32)
-    assert np.array_equal(pictures[[0, 3]], clean.pixels([7, 0], 32))
-    assert np.array_equal(pictures[[1, 2]], noisy.pixels([3, 0], 32))
+    images = mixed.pixels([9, 1, 0, 2], 32)
+    assert np.array_equal(images[[0, 3]], clean.pixels([7, 0], 32))
+    assert np.array_equal(images[[1, 2]], noisy.pixels([3, 0], 32))
     assert mixed.pixels([], 32).shape == (0, 32, 32, 3)
     assert all(region.kind != "image" for row in range(len(mixed)) for region in mixed.regions(row))
     with pytest.raises(IndexError):
         mixed.captions(10)
 
 
-def test_for_comparison_a_source_can_stand_alone_and_the_filter_be_left_out(data, tokenizer, tmp_path, monkeypatch):
+def test_the_ablation_has_one_source_alone_and_everything_unfiltered(data, tokenizer, tmp_path, monkeypatch):
     noisy, _ = data
     run = pipeline(data, tokenizer, tmp_path)
     lines = [
@@ -273,7 +303,7 @@ def test_for_comparison_a_source_can_stand_alone_and_the_filter_be_left_out(data
     ]
     monkeypatch.setattr(run, "table", lambda: lines)
     seen = {}
-    monkeypatch.setattr(run, "_trained", lambda name, losses, dataset, settings: seen.update({name: dataset}))
+    monkeypatch.setattr(run, "_train", lambda name, losses, dataset, settings: seen.update({name: dataset}))
     run.final(), run.final(("web",)), run.final(("web", "synthetic"), filtered=False)
     both = {"a web dog", "a synthetic dog"}
     for name, texts, rows in (

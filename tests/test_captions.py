@@ -1,4 +1,4 @@
-"""Judging captions: the numbers of COCO's own code, facts against scenes whose truth is known, a filter's worth."""
+"""Measures of captions: the values of COCO's own code, facts of scenes whose truth is known, and filters."""
 
 import itertools
 import json
@@ -14,13 +14,14 @@ from torch import nn
 from minivlp.data.english import parse
 from minivlp.data.grammar import Mention
 from minivlp.data.noise import NoisyCaptions
-from minivlp.data.scene import Ground, Scene, Thing
+from minivlp.data.scene import Background, Scene, SceneObject
 from minivlp.data.scenes import Scenes
-from minivlp.data.text import encode, load_tokenizer
+from minivlp.data.text import load_tokenizer, tokenize
 from minivlp.evaluation.captions import bleu_4, captions, cider_d, rouge_l, words_of, write
 from minivlp.evaluation.facts import FACTS, check_facts, read_facts, tells_all
 from minivlp.evaluation.filtering import filter_quality, roc
-from minivlp.evaluation.score import pooled
+from minivlp.evaluation.score import bootstrap_counts
+from minivlp.layers.generation import DecodingConfig
 
 COCO = json.loads((Path(__file__).parent / "golden" / "captions_coco.json").read_text())["sets"]
 
@@ -37,7 +38,7 @@ def test_the_numbers_of_cocos_own_code(judged):
     bleu = bleu_4(written, references)
     if bleu:
         assert bleu == pytest.approx(judged["bleu_4"], abs=1e-9)
-    else:  # no run of four words in common: COCO's code then has a trace of something
+    else:  # no n-gram of four words in common: COCO's code then adds a tiny constant
         assert judged["bleu_4"] < 1e-5
 
 
@@ -67,9 +68,9 @@ def test_empty_texts_and_other_scripts():
     assert words_of("一只狗 IMG狗") == ["一", "只", "狗", "img", "狗"]
 
 
-def test_pooled_counts_are_measured_together():
+def test_counts_of_all_images_are_measured_together():
     counts = np.array([[1.0, 1.0], [0.0, 9.0]])  # found, asked
-    score = pooled(counts, lambda c: c[:, 0].sum() / c[:, 1].sum(), 0.3, n=10)
+    score = bootstrap_counts(counts, lambda c: c[:, 0].sum() / c[:, 1].sum(), 0.3, n=10)
     assert score.value == 0.1 and score.n == 10 and score.chance == 0.3
     assert score.low == 0 and score.high == 1  # one of the two images, twice
 
@@ -77,21 +78,21 @@ def test_pooled_counts_are_measured_together():
 # --------------------------------------------------------------------------------------------------- fact by fact
 
 
-def scene(*things: tuple) -> Scene:
-    """Things in a row from left to right, each (noun, colour, size, count), on a picture of 100 pixels."""
+def scene(*objects: tuple) -> Scene:
+    """Objects in a row from left to right, each (noun, color, size, count), in an image of 100 pixels."""
     placed = []
-    for i, (noun, color, size, count) in enumerate(things):
+    for i, (noun, color, size, count) in enumerate(objects):
         side = {"small": 20, "large": 40, None: 33}[size]
         boxes = tuple((i * 45 + 2, 45 * j, i * 45 + 2 + side, 45 * j + side) for j in range(count))
-        placed.append(Thing(noun, color, size, count, boxes))
-    return Scene(tuple(placed), Ground(((0, 0, 0), (0, 0, 0))), 100)
+        placed.append(SceneObject(noun, color, size, count, boxes))
+    return Scene(tuple(placed), Background(((0, 0, 0), (0, 0, 0))), 100)
 
 
 HEART_DOG = scene(("heart", "red", "small", 1), ("dog", None, None, 1))  # "a small red heart left of a dog"
 HEARTS = scene(("heart", "red", None, 1), ("heart", "blue", None, 1))
 
 
-def told(caption: str, of: Scene) -> dict[str, tuple[int, int, int]]:
+def checked(caption: str, of: Scene) -> dict[str, tuple[int, int, int]]:
     """Right, wrong, missing of each kind that is not all zero."""
     return {kind: tuple(n) for kind, n in zip(FACTS, check_facts(caption, of).tolist(), strict=True) if any(n)}
 
@@ -114,13 +115,13 @@ def test_what_is_read_is_what_the_grammar_reads():
 
 def test_a_changed_caption_is_wrong_in_that_fact_alone():
     dataset, kinds = Scenes(150, "test", seed=7), {}
-    changed_kind = {"colour": "colours", "size": "sizes", "relation": "relations", "count": "counts"}
+    changed_kind = {"color": "colors", "size": "sizes", "relation": "relations", "count": "counts"}
     for row in range(150):
         for change, caption in dataset.scene(row).counterfactuals(Random(row)).items():
-            wrong = [kind for kind, n in told(caption, dataset.scene(row)).items() if n[1]]
+            wrong = [kind for kind, n in checked(caption, dataset.scene(row)).items() if n[1]]
             assert wrong, (change, caption)
-            if change in changed_kind and len({t.noun for t in dataset.scene(row).things}) == len(
-                dataset.scene(row).things
+            if change in changed_kind and len({one.noun for one in dataset.scene(row).objects}) == len(
+                dataset.scene(row).objects
             ):
                 assert wrong == [changed_kind[change]], caption
                 kinds[change] = kinds.get(change, 0) + 1
@@ -131,26 +132,26 @@ def test_a_changed_caption_is_wrong_in_that_fact_alone():
     "caption, of, expected",
     [
         ("a small red heart left of a dog", HEART_DOG,
-         {"objects": (2, 0, 0), "colours": (1, 0, 0), "sizes": (1, 0, 0), "counts": (2, 0, 0), "relations": (1, 0, 0)}),
+         {"objects": (2, 0, 0), "colors": (1, 0, 0), "sizes": (1, 0, 0), "counts": (2, 0, 0), "relations": (1, 0, 0)}),
         ("a dog right of a small red heart", HEART_DOG,
-         {"objects": (2, 0, 0), "colours": (1, 0, 0), "sizes": (1, 0, 0), "counts": (2, 0, 0), "relations": (1, 0, 0)}),
+         {"objects": (2, 0, 0), "colors": (1, 0, 0), "sizes": (1, 0, 0), "counts": (2, 0, 0), "relations": (1, 0, 0)}),
         ("", HEART_DOG,
-         {"objects": (0, 0, 2), "colours": (0, 0, 1), "sizes": (0, 0, 1), "counts": (0, 0, 2), "relations": (0, 0, 1)}),
+         {"objects": (0, 0, 2), "colors": (0, 0, 1), "sizes": (0, 0, 1), "counts": (0, 0, 2), "relations": (0, 0, 1)}),
         ("buy now and save 20", HEART_DOG,
-         {"objects": (0, 0, 2), "colours": (0, 0, 1), "sizes": (0, 0, 1), "counts": (0, 0, 2), "relations": (0, 0, 1)}),
+         {"objects": (0, 0, 2), "colors": (0, 0, 1), "sizes": (0, 0, 1), "counts": (0, 0, 2), "relations": (0, 0, 1)}),
         ("two large blue hearts above dog dog", HEART_DOG,  # only one dog is there; it is not said how many
-         {"objects": (2, 1, 0), "colours": (0, 1, 0), "sizes": (0, 1, 0), "counts": (0, 1, 1), "relations": (0, 1, 0)}),
+         {"objects": (2, 1, 0), "colors": (0, 1, 0), "sizes": (0, 1, 0), "counts": (0, 1, 1), "relations": (0, 1, 0)}),
         ("a red cat", HEART_DOG,
-         {"objects": (0, 1, 2), "colours": (0, 1, 1), "sizes": (0, 0, 1), "counts": (0, 1, 2), "relations": (0, 0, 1)}),
-        ("dog a left red of of heart small", HEART_DOG,  # broken, and yet it says things
-         {"objects": (2, 0, 0), "colours": (1, 0, 0), "sizes": (0, 0, 1), "counts": (1, 0, 1), "relations": (0, 1, 0)}),
+         {"objects": (0, 1, 2), "colors": (0, 1, 1), "sizes": (0, 0, 1), "counts": (0, 1, 2), "relations": (0, 0, 1)}),
+        ("dog a left red of of heart small", HEART_DOG,  # broken, but it states facts
+         {"objects": (2, 0, 0), "colors": (1, 0, 0), "sizes": (0, 0, 1), "counts": (1, 0, 1), "relations": (0, 1, 0)}),
         ("a blue heart right of a red heart", HEARTS,
-         {"objects": (2, 0, 0), "colours": (2, 0, 0), "counts": (2, 0, 0), "relations": (1, 0, 0)}),
+         {"objects": (2, 0, 0), "colors": (2, 0, 0), "counts": (2, 0, 0), "relations": (1, 0, 0)}),
         ("a red heart left of a red heart", HEARTS,  # one of them must be the blue one
-         {"objects": (2, 0, 0), "colours": (1, 1, 0), "counts": (2, 0, 0), "relations": (1, 0, 0)}),
+         {"objects": (2, 0, 0), "colors": (1, 1, 0), "counts": (2, 0, 0), "relations": (1, 0, 0)}),
         ("a picture of dogs", scene(("dog", None, None, 2)), {"objects": (1, 0, 0), "counts": (0, 0, 1)}),
         ("a picture of dog", HEART_DOG,  # one picture; it is not said how many dogs
-         {"objects": (1, 0, 1), "colours": (0, 0, 1), "sizes": (0, 0, 1), "counts": (0, 0, 2), "relations": (0, 0, 1)}),
+         {"objects": (1, 0, 1), "colors": (0, 0, 1), "sizes": (0, 0, 1), "counts": (0, 0, 2), "relations": (0, 0, 1)}),
         ("a dogs", scene(("dog", None, None, 2)), {"objects": (1, 0, 0), "counts": (0, 0, 1)}),
         ("two dogs", scene(("dog", None, None, 2)), {"objects": (1, 0, 0), "counts": (1, 0, 0)}),
         ("a small dog", scene(("dog", None, "large", 1)),
@@ -158,49 +159,49 @@ def test_a_changed_caption_is_wrong_in_that_fact_alone():
     ],
 )  # fmt: skip
 def test_facts_are_counted(caption, of, expected):
-    assert told(caption, of) == expected
+    assert checked(caption, of) == expected
 
 
 def test_a_size_is_that_of_the_whole_group():
-    dogs = Thing("dog", count=2, boxes=((0, 0, 20, 20), (50, 50, 95, 95)))  # one small, one large
-    assert told("two small dogs", Scene((dogs,), HEARTS.ground, 100))["sizes"] == (0, 1, 0)
+    dogs = SceneObject("dog", count=2, boxes=((0, 0, 20, 20), (50, 50, 95, 95)))  # one small, one large
+    assert checked("two small dogs", Scene((dogs,), HEARTS.background, 100))["sizes"] == (0, 1, 0)
 
 
 def test_the_best_reading_is_taken_whatever_the_order_of_words():
-    """As a naive search over all ways to match mentions with things would find it."""
+    """As in a naive search over all ways to assign mentions to objects."""
     rng = Random(0)
     words = "a two red blue small heart hearts dog left above of".split()
     for _ in range(60):
         caption = " ".join(rng.choice(words) for _ in range(rng.randrange(12)))
-        said = read_facts(caption).things
+        said = read_facts(caption).objects
         right = 0
         for meant in itertools.product([None, 0, 1], repeat=len(said)):
             chosen = [m for m in meant if m is not None]
             if len(set(chosen)) < len(chosen) or any(
-                m is not None and HEARTS.things[m].noun != mention.noun for m, mention in zip(meant, said, strict=True)
+                m is not None and HEARTS.objects[m].noun != mention.noun for m, mention in zip(meant, said, strict=True)
             ):
                 continue
-            right = max(right, sum(1 + (s.color == HEARTS.things[m].color) + (s.count == 1)
+            right = max(right, sum(1 + (s.color == HEARTS.objects[m].color) + (s.count == 1)
                                    for m, s in zip(meant, said, strict=True) if m is not None))  # fmt: skip
         counts = check_facts(caption, HEARTS)
         assert counts[:, 0].sum() >= right
         assert counts[1, 1] + counts[1, 0] == sum(mention.color is not None for mention in said)
 
 
-def test_mentions_without_a_number_are_no_single_things():
-    assert read_facts("dog left of the red hearts").things == (
+def test_mentions_without_a_number_are_no_single_objects():
+    assert read_facts("dog left of the red hearts").objects == (
         Mention("dog", count=0),
         Mention("heart", "red", count=0),
     )
     assert read_facts("the dog two fish fish").relations == ("", "")
-    assert [m.count for m in read_facts("the dog two fish fish").things] == [1, 2, 0]
+    assert [m.count for m in read_facts("the dog two fish fish").objects] == [1, 2, 0]
 
 
 # ------------------------------------------------------------------------------------------------ a model's captions
 
 
 class Writer(nn.Module):
-    """Says `say(row)`; the datasets below paint the row into the picture."""
+    """Writes `say(row)`; the datasets below paint the row into the image."""
 
     config = SimpleNamespace(image=SimpleNamespace(image_size=4), text=SimpleNamespace(context_length=56))
 
@@ -209,16 +210,15 @@ class Writer(nn.Module):
         self.tokenizer, self.say, self.asked = tokenizer, say, []
         self.weight = nn.Parameter(torch.zeros(1))
 
-    def generate(self, images, **how):
+    def generate(self, images, prompt=None, decoding=None, generator=None):
         assert not self.training
-        self.asked.append(how)
+        self.asked.append((prompt, decoding, generator))
         rows = ((images[:, 0, 0, 0] + 1) * 127.5).round().long().tolist()
-        ids, _ = encode(self.tokenizer, [self.say(row) for row in rows], 56)
-        return ids[:, 1:]  # words, [SEP], padding
+        return tokenize(self.tokenizer, [self.say(row) for row in rows], 56).ids[:, 1:]  # tokens, [SEP], padding
 
 
 class Painted:
-    """A dataset whose pictures show their row number."""
+    """A dataset whose images show their row number."""
 
     def __init__(self, dataset):
         self.dataset = dataset
@@ -254,10 +254,14 @@ def test_a_perfect_a_blind_and_a_silent_writer(tokenizer):
     assert silent["facts missing"].value == 1 and silent["BLEU-4"].value == 0
 
 
-def test_how_to_write_is_passed_on_and_photos_have_no_facts(tokenizer):
+def test_decoding_is_passed_on_and_photos_have_no_facts(tokenizer):
     dataset = Painted(Scenes(3, "test"))
     model = Writer(tokenizer, lambda row: "a dog")
-    assert write(model, dataset, tokenizer, [2, 0], beams=3) == ["a dog", "a dog"] and model.asked == [{"beams": 3}]
+    beams, draw = DecodingConfig(beams=3), torch.Generator()
+    assert write(model, dataset, tokenizer, [2, 0], decoding=beams, generator=draw) == ["a dog", "a dog"]
+    assert model.asked == [(None, beams, draw)]
+    captions(model, dataset, tokenizer, decoding=beams)
+    assert model.asked[1:] == [(None, beams, None)]
     photos = SimpleNamespace(captions=dataset.captions, pixels=dataset.pixels)
     photos = type("Photos", (), {"__len__": lambda self: 3, **{k: staticmethod(v) for k, v in vars(photos).items()}})()
     assert set(captions(model, photos, tokenizer)) == {"BLEU-4", "ROUGE-L", "CIDEr-D", "exact"}
@@ -270,7 +274,7 @@ def test_how_to_write_is_passed_on_and_photos_have_no_facts(tokenizer):
 # ------------------------------------------------------------------------------------------------------ the filter
 
 
-def test_a_filter_that_knows_one_that_guesses_and_one_that_is_turned_round():
+def test_a_perfect_a_guessing_and_an_inverted_filter():
     clean = np.array([NoisyCaptions(Scenes(60), 0.4).is_clean(row) for row in range(60)])
     knows = filter_quality(clean.astype(float), clean)
     assert [knows[n].value for n in ("AUC", "precision", "recall")] == [1, 1, 1] and knows["kept"].value == 0.6
@@ -280,7 +284,7 @@ def test_a_filter_that_knows_one_that_guesses_and_one_that_is_turned_round():
     assert same["AUC"].value == 0.5 and same["recall"].value == 1 and same["precision"].value == 0.6
     nothing = filter_quality(np.zeros(60), clean)
     assert nothing["kept"].value == 0 == nothing["precision"].value
-    with pytest.raises(ValueError, match="one sort"):
+    with pytest.raises(ValueError, match="needs both"):
         filter_quality([1, 2], [True, True])
 
 
@@ -309,18 +313,18 @@ def test_every_caption_of_a_scene_tells_all_and_one_with_a_fact_changed_does_not
         assert not any(tells_all(caption, scene) for caption in scene.counterfactuals(rng).values())
 
 
-def test_telling_all_lets_a_size_be_and_needs_every_thing_colour_and_a_sentence():
+def test_a_complete_caption_needs_every_object_its_color_and_grammar_but_no_size():
     scenes = Scenes(400, "test", 3)
     scene = next(
-        s for s in map(scenes.scene, range(400)) if len(s.things) == 2 and s.things[0].size and s.things[0].color
-        and s.things[1].count == 1
+        s for s in map(scenes.scene, range(400)) if len(s.objects) == 2 and s.objects[0].size and s.objects[0].color
+        and s.objects[1].count == 1
     )  # fmt: skip
-    short, size, color = scene.captions()[0], scene.things[0].size, scene.things[0].color
+    short, size, color = scene.captions()[0], scene.objects[0].size, scene.objects[0].color
     assert tells_all(short.replace(f"{size} ", "", 1), scene)
     for broken in (
         short.replace(size, {"small": "large", "large": "small"}[size], 1),
         short.replace(f" {color}", "", 1),
-        short.split(scene.things[0].noun)[0] + scene.things[0].noun,
+        short.split(scene.objects[0].noun)[0] + scene.objects[0].noun,
         short.replace("a", "", 1).replace("  ", " "),
         short + " and a dog",
     ):

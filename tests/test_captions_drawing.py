@@ -1,4 +1,4 @@
-"""What a captioner wrote, shown: wrong words are marked as the facts have them, and where it looked for each word."""
+"""Figures of generated captions: wrong words are marked, and the decoder's attention belongs to the right word."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ import torch
 from matplotlib.offsetbox import HPacker, TextArea
 from PIL import Image
 
-from minivlp.data.scene import Ground, Scene, Thing
+from minivlp.data.batch import Text
+from minivlp.data.scene import Background, Scene, SceneObject
 from minivlp.data.scenes import Scenes
 from minivlp.data.text import load_tokenizer
 from minivlp.evaluation.facts import check_facts, proofread
 from minivlp.layers.attention import record_attention
 from minivlp.models.blip import BLIP, BLIPConfig
 from minivlp.visualize import drawing
-from minivlp.visualize.attention import writing_attention
+from minivlp.visualize.attention import decoder_attention
 
-HEART = Thing("heart", "red", "small", 1, ((0, 40, 20, 60),))
-BEES = Thing("bee", None, None, 2, ((60, 40, 80, 60), (60, 70, 80, 90)))
-SCENE = Scene((HEART, BEES), Ground(((0, 0, 0), (9, 9, 9))), 100)
+HEART = SceneObject("heart", "red", "small", 1, ((0, 40, 20, 60),))
+BEES = SceneObject("bee", None, None, 2, ((60, 40, 80, 60), (60, 70, 80, 90)))
+SCENE = Scene((HEART, BEES), Background(((0, 0, 0), (9, 9, 9))), 100)
 PICTURE = np.full((40, 40, 3), 200, np.uint8)
 
 
@@ -74,7 +75,7 @@ def texts_of(figure):
     return [area._text for ax in figure.axes for area in ax.findobj(TextArea)]
 
 
-def test_a_wrong_word_is_marked_by_more_than_its_colour():
+def test_a_wrong_word_is_marked_by_more_than_its_color():
     read = [proofread("a small blue heart above two bees", SCENE), proofread("a heart", SCENE)]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -118,28 +119,30 @@ def test_long_captions_are_broken_and_an_empty_one_is_said():
     assert "(nothing)" in [text.get_text() for text in of_axes(figure.axes[1])]
 
 
-# ---------------------------------------------------------------------------------------- where the decoder looks
+# ------------------------------------------------------------------------------------------- the decoder's attention
 
 
 @pytest.mark.parametrize("shared", [BLIPConfig.nano().shared, ()])
-def test_a_word_is_written_one_place_before_it_is_read(shared):
+def test_a_token_is_predicted_one_position_before_it_is_read(shared):
     tokenizer = load_tokenizer()
     torch.manual_seed(0)
     model = BLIP(dataclasses.replace(BLIPConfig.nano(len(tokenizer)), shared=shared))
     images = torch.rand(2, 3, 64, 64)
     ids = torch.tensor([[1, 9, 8, 7, 2], [1, 9, 2, 0, 0]])
-    looks = writing_attention(model, images, ids, ids > 0)
-    assert model.training and len(looks) == model.config.text.layers
+    by_layer = decoder_attention(model, images, Text(ids, ids > 0))
+    assert model.training and len(by_layer) == model.config.text.layers
     model.eval()
     with torch.no_grad(), record_attention(model) as maps:
-        model.tell(torch.tensor([[model.config.decode_id, 9, 8]]), model.encode_image(images[:1]))
-    kept = [weights for name, weights in maps.items() if name.endswith("cross")]
-    for found, weights in zip(looks.values(), kept, strict=True):
+        prefix = torch.tensor([[model.config.tokens.dec, 9, 8]])
+        model.decode(Text(prefix, prefix > 0), model.encode_image(images[:1]))
+    cross = [weights for name, weights in maps.items() if name.endswith("cross")]
+    for found, weights in zip(by_layer.values(), cross, strict=True):
         assert found.shape == (2, 4, 5, 64) and not found[:, :, 0].any()
-        # the token 7, at place 3, was written when [DEC] 9 8 stood there
+        # the token 7, at position 3, is predicted from [DEC] 9 8
         torch.testing.assert_close(found[0, :, 3], weights[0, :, 2, 1:])
     other = ids.clone()
-    other[0, 3] = 30  # what is written later changes nothing before
-    for before, after in zip(looks.values(), writing_attention(model, images, other, ids > 0).values(), strict=True):
+    other[0, 3] = 30  # a later token changes nothing before
+    changed = decoder_attention(model, images, Text(other, ids > 0))
+    for before, after in zip(by_layer.values(), changed.values(), strict=True):
         torch.testing.assert_close(before[0, :, :4], after[0, :, :4])
         assert not torch.allclose(before[0, :, 4], after[0, :, 4])

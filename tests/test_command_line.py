@@ -1,23 +1,24 @@
-"""The command line: what it prints, what it leaves behind, and how it refuses."""
+"""The command line: what it prints, what it leaves behind, and what it refuses."""
 
 import json
 
 import pytest
+import torch
 from PIL import Image
+from transformers import BertTokenizerFast
 
 from minivlp.__main__ import main
-from minivlp.evaluation import matching
-from minivlp.training import recipes
+from minivlp.evaluation import suite
+from minivlp.objectives.masking import IGNORE, TokenMasking, WordMasking
+from minivlp.training import loop, recipes
 from minivlp.training.recipes import Recipe
 
 
 @pytest.fixture
 def tiny(monkeypatch):
-    """The command's own way, with a run of a few steps."""
-    for model in ("clip", "xvlm"):
-        regions = 2 if model == "xvlm" else 0
-        small = Recipe("nano", 60, 64, (1, 2), 8, 3, regions_per_image=regions)
-        monkeypatch.setitem(recipes.RECIPES[model], "laptop", small)
+    """A run takes a few steps."""
+    for dict_of, regions in ((recipes.CLIP, 0), (recipes.XVLM, 2)):
+        monkeypatch.setitem(dict_of, "laptop", Recipe("nano", 60, 64, (1, 2), 8, 3, regions_per_image=regions))
     monkeypatch.delenv("MINIVLP_PROFILE", raising=False)
     monkeypatch.setattr("minivlp.__main__.EVALUATION_SCENES", 40)
 
@@ -29,7 +30,7 @@ def flickr(tmp_path):
     lines = ["image,caption"]
     for n in range(12):
         Image.new("RGB", (40 + n, 50), (20 * n, 100, 255 - 20 * n)).save(folder / "Images" / f"{n}.jpg")
-        lines += [f'{n}.jpg,"Picture {n}, plain."', f"{n}.jpg,A colour numbered {n}."]
+        lines += [f'{n}.jpg,"Picture {n}, plain."', f"{n}.jpg,A color numbered {n}."]
     (folder / "captions.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder
 
@@ -54,14 +55,33 @@ def test_train_leaves_a_model_that_evaluate_reads(model, tiny, tmp_path, capsys)
     assert "R@1" in capsys.readouterr().out
 
 
-def test_a_chinese_run_is_measured_in_chinese_and_not_taken_for_another(tiny, flickr, tmp_path, monkeypatch, capsys):
-    asked, out = [], ["--out", str(tmp_path / "run")]
-    plain = matching.counterfactual
-    monkeypatch.setattr(matching, "counterfactual", lambda *a, **k: asked.append(k["language"]) or plain(*a, **k))
-    assert main(["train", "clip", "--language", "zh", *out]) == 0
+def test_a_chinese_run_is_measured_in_chinese(tiny, tmp_path, monkeypatch):
+    asked, plain = [], suite.counterfactual
+    monkeypatch.setattr(suite, "counterfactual", lambda *a, **k: asked.append(k["language"]) or plain(*a, **k))
+    assert main(["train", "clip", "--language", "zh", "--out", str(tmp_path / "run")]) == 0
     assert asked == ["zh"]
-    assert main(["train", "clip", "--data", f"flickr:{flickr}", *out]) == 1
-    assert "holds a run with --data scenes, --language zh" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "other, named",
+    [
+        (["--language", "zh"], "data.hash"),
+        (["--seed", "1"], "seed: there 0, now 1"),
+        (["--batch", "4"], "options.recipe.batch_size: there 8, now 4"),
+        (["--steps", "5"], "settings.steps: there 3, now 5"),
+        (["--frozen"], "options.frozen: there false, now true"),
+    ],
+)
+def test_a_folder_holds_one_run_only(other, named, tiny, tmp_path, capsys):
+    same = ["train", "clip", "--out", str(tmp_path / "run")]
+    assert main(same) == 0
+    rows = (tmp_path / "run" / "log.jsonl").read_text()
+    assert main(same) == 0, "the same command finds itself at its end"
+    capsys.readouterr()
+    assert main([*same, *other]) == 1
+    error = capsys.readouterr().err
+    assert "holds another run" in error and named in error
+    assert (tmp_path / "run" / "log.jsonl").read_text() == rows
 
 
 def test_the_photos_are_not_measured_on_themselves(tiny, tmp_path, capsys):
@@ -80,6 +100,77 @@ def test_train_on_a_real_folder_by_changing_one_argument(tiny, flickr, tmp_path,
     assert "R@1" in capsys.readouterr().out
 
 
+# ------------------------------------------------------------------------------------------ what is masked, and where
+
+
+@pytest.fixture
+def begun(monkeypatch):
+    """Model and batches of runs that stop before their first step."""
+    runs = []
+
+    def fit(model, batch_at, settings, **options):
+        runs.append((model, batch_at))
+        return loop.History(interrupted=True)
+
+    monkeypatch.setattr(loop, "fit", fit)
+    return runs
+
+
+@pytest.fixture
+def bert(tmp_path):
+    """A folder with a tokenizer that has BERT's special tokens at BERT's ids, and knows hardly any whole word."""
+    words = ["[PAD]", *(f"[unused{n}]" for n in range(1, 100)), "[UNK]", "[CLS]", "[SEP]", "[MASK]", "picture"]
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789,."
+    (tmp_path / "vocab.txt").write_text("\n".join([*words, *letters, *(f"##{c}" for c in letters)]), encoding="utf-8")
+    BertTokenizerFast(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path / "bert")
+    return tmp_path / "bert"
+
+
+@pytest.mark.parametrize("model", ["vilt", "vlmo"])
+def test_train_masks_whole_words(model, begun, flickr, bert, tmp_path):
+    """All pieces of a word or none, by the tokenizer in use."""
+    out = ["--out", str(tmp_path / "run")]
+    assert main(["train", model, "--data", f"flickr:{flickr}", "--tokenizer", str(bert), *out]) == 0
+    (trained, batch_at), split = begun[0], 0
+    torch.manual_seed(0)
+    for step in range(20):
+        encoded = trained.encode(batch_at(step % 1))
+        word, masked = encoded.batch.text.word, encoded.masked.labels != IGNORE
+        for row in range(len(word)):
+            for number in range(int(word[row].max()) + 1):
+                of_word = masked[row, word[row] == number]
+                assert of_word.all() or not of_word.any()
+                split += len(of_word) > 1 and bool(of_word.all())
+    assert split > 5, "words of several pieces were among the masked ones"
+
+
+@pytest.mark.parametrize(
+    "model, masking",
+    [("albef", TokenMasking(never_mask=(0, 1))), ("vilt", WordMasking()), ("vlmo", WordMasking())],
+)
+def test_a_real_folder_is_masked_as_in_the_paper(model, masking, begun, flickr, bert, tmp_path):
+    """Four tenths of the content words are masked in scenes only, whose captions are short."""
+    data, out = ["--data", f"flickr:{flickr}"], ["--out", str(tmp_path / "run")]
+    assert main(["train", model, *data, *out]) == 0
+    assert main(["train", model, *data, *out, "--tokenizer", str(bert)]) == 0
+    assert main(["train", model, *out]) == 0
+    (plain, _), (other, _), (scenes, _) = begun
+    assert plain.config.masking == masking and masking.rate == 0.15
+    never = {0, 101} if model == "albef" else {0, 100, 101, 102, 103, *other_special(bert)}
+    assert type(other.config.masking) is type(masking) and other.config.masking.rate == 0.15
+    assert other.config.masking.mask_id == 103 and set(other.config.masking.never_mask) == never
+    assert scenes.config.masking.rate == 0.4 and len(scenes.config.masking.never_mask) == 24
+
+
+def other_special(folder):
+    """The ids that [DEC] and [ENC] get: they are added behind the vocabulary."""
+    size = len(BertTokenizerFast.from_pretrained(folder))
+    return size, size + 1
+
+
+# ---------------------------------------------------------------------------------------------------------- the others
+
+
 def test_data_describes_a_folder_and_draws_it(flickr, tmp_path, capsys):
     sheet = tmp_path / "sheet.png"
     assert main(["data", f"flickr:{flickr}", "--sheet", str(sheet)]) == 0
@@ -93,7 +184,7 @@ def test_data_describes_a_folder_and_draws_it(flickr, tmp_path, capsys):
         (["evaluate", "clip", "--weights", "/nowhere.safetensors"], "no such checkpoint"),
     ],
 )
-def test_faults_are_told_in_one_line_without_a_traceback(arguments, said, capsys):
+def test_errors_are_one_line_without_a_traceback(arguments, said, capsys):
     assert main(arguments) == 1
     error = capsys.readouterr().err
     assert error.startswith("minivlp: ") and said in error and "Traceback" not in error

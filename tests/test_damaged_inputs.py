@@ -1,7 +1,7 @@
-"""Two hundred and more damaged folders: each gives a DataError that names file and row, or is counted as skipped.
+"""More than 200 damaged folders: each gives a DataError that names the file and the row, or a counted skip.
 
-Never another exception, and never a data set that is wrong without a word: what survives a skip is exactly what would
-have been read had the damaged entry never been written.
+No other exception may occur, and no dataset may be silently wrong: what remains after a skip is what would have been
+read without the damaged entry.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from minivlp.data.damage import DataError
 from minivlp.data.folders import open_folder
+from minivlp.data.validation import DataError
 
 COUNT = 5  # images in every folder, each with one caption "picture N"
 
@@ -363,7 +363,7 @@ def test_the_summary_is_one_line_that_counts(tmp_path, capsys):
     )
 
 
-def test_one_picture_under_two_names_is_told(tmp_path):
+def test_one_image_with_two_names_is_reported(tmp_path):
     file = write(tmp_path / "data", "jsonl")
     with file.open("a") as out:
         out.write(json.dumps({"file": "images/0.jpg", "caption": "the same file again"}) + "\n")

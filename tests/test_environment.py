@@ -1,4 +1,4 @@
-"""The environment: one list of packages in two files, tasks.py on a bare Python, the machine's report, no network."""
+"""The environment: one list of packages in two files, tasks.py on a bare Python, the hardware report, no network."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from sitecustomize import NetworkBlocked
 
-from minivlp import machine
+from minivlp import device as hardware
 
 try:
     import tomllib
@@ -62,7 +62,7 @@ def test_constraints_lie_within_the_ranges():
 
 
 def test_this_environment_has_everything():
-    assert machine.missing() == []
+    assert hardware.missing() == []
 
 
 # --- tasks.py --------------------------------------------------------------------------------------------------------
@@ -177,17 +177,17 @@ def test_benchmarks_run_one_after_the_other(tmp_path, monkeypatch):
         tasks.commands("bench", ["sped"])
 
 
-# --- the machine -----------------------------------------------------------------------------------------------------
+# --- the hardware ----------------------------------------------------------------------------------------------------
 
 
 def test_profile(monkeypatch):
     monkeypatch.delenv("MINIVLP_PROFILE")
-    assert machine.profile() == "laptop"
+    assert hardware.profile() == "laptop"
     monkeypatch.setenv("MINIVLP_PROFILE", "gpu")
-    assert machine.profile() == "gpu"
+    assert hardware.profile() == "gpu"
     monkeypatch.setenv("MINIVLP_PROFILE", "huge")
     with pytest.raises(ValueError, match="quick, laptop, gpu"):
-        machine.profile()
+        hardware.profile()
 
 
 def test_device_takes_the_best_there_is(monkeypatch):
@@ -195,7 +195,7 @@ def test_device_takes_the_best_there_is(monkeypatch):
     for cuda, mps, best in [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")]:
         monkeypatch.setattr(torch.cuda, "is_available", lambda there=cuda: there)
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda there=mps: there)
-        assert machine.device() == torch.device(best)
+        assert hardware.device() == torch.device(best)
 
 
 @pytest.mark.parametrize("asked", ["tpu", "cuda", "mps", "cuda:7", "cpu:x"])
@@ -205,35 +205,72 @@ def test_a_device_that_is_not_there_is_named(monkeypatch, asked):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     monkeypatch.setenv("MINIVLP_DEVICE", asked)
     with pytest.raises(ValueError, match=asked):
-        machine.device()
+        hardware.device()
 
 
 def test_device_can_be_asked_for(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setenv("MINIVLP_DEVICE", "cpu")
-    assert machine.device() == torch.device("cpu")
+    assert hardware.device() == torch.device("cpu")
 
 
 @pytest.mark.parametrize(("flag", "fast"), [("avx512_bf16", True), ("amx_bf16", True), ("avx2", False)])
 def test_bf16_on_a_cpu_needs_its_instructions(monkeypatch, flag, fast):
-    monkeypatch.setattr(machine, "cpu_flags", lambda: {"avx", flag})
-    assert machine.bf16_is_fast("cpu") is fast
+    monkeypatch.setattr(hardware, "cpu_flags", lambda: {"avx", flag})
+    assert hardware.bf16_is_fast("cpu") is fast
 
 
 @pytest.mark.parametrize(("capability", "fast"), [((7, 5), False), ((8, 0), True), ((9, 0), True)])
 def test_bf16_on_a_gpu_needs_ampere(monkeypatch, capability, fast):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)  # true on a T4 as well: emulated there
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert machine.bf16_is_fast("cuda") is fast
+    assert hardware.bf16_is_fast("cuda") is fast
 
 
 def test_report_names_what_is_missing_and_the_remedy(monkeypatch):
-    assert "all there" in machine.report()
-    monkeypatch.setattr(machine.importlib.metadata, "requires", lambda name: ["torch>=99", "no-such-package>=1"])
-    text = machine.report()
-    assert f"torch>=99 is needed, {metadata.version('torch')} is there" in text
+    assert "all installed" in hardware.report()
+    monkeypatch.setattr(hardware.importlib.metadata, "requires", lambda name: ["torch>=99", "no-such-package>=1"])
+    text = hardware.report()
+    assert f"torch>=99 is required, {metadata.version('torch')} is installed" in text
     assert "no-such-package>=1 is missing" in text
     assert "-m pip install" in text
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc only")
+def test_freed_memory_is_returned_when_the_setting_ends():
+    code = """
+import torch
+from minivlp.device import reuse_memory
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096 / 2**20
+
+torch.ones(3)
+before = resident()
+with reuse_memory() as setting:
+    if not setting.active:
+        raise SystemExit(print("no glibc"))
+    tensors = [torch.ones(10 << 20) for _ in range(4)]  # 40 MiB each
+    del tensors
+    print(round(resident() - before))
+print(round(resident() - before))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    if "no glibc" in done.stdout:
+        pytest.skip("no glibc")
+    within, after = map(int, done.stdout.split())
+    assert within > 120 and after < 20, (within, after, done.stderr)
+
+
+def test_without_glibc_memory_is_left_alone(monkeypatch):
+    import ctypes
+
+    def absent(name):
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(ctypes, "CDLL", absent)
+    with hardware.reuse_memory() as setting:
+        assert not setting.active
 
 
 # --- the network -----------------------------------------------------------------------------------------------------

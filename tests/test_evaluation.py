@@ -1,9 +1,10 @@
-"""The measures, on models whose answers are known: what a perfect, a blind and a half-blind model must score."""
+"""The measures, on models whose answers are known: what a perfect, a guessing and a half-perfect model must score."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from types import SimpleNamespace
+from zlib import crc32
 
 import numpy as np
 import pytest
@@ -11,18 +12,15 @@ import torch
 from torch import nn
 
 from minivlp.data.batch import Region, Sample
+from minivlp.data.dataset import height_width
 from minivlp.data.text import load_tokenizer
+from minivlp.evaluation.attention_maps import attention_in_box, pointing_game
 from minivlp.evaluation.cost import Cost, cost
-from minivlp.evaluation.grounding import (
-    attention_in_box,
-    grounding,
-    iou,
-    mean_box_of,
-    pointing_game,
-    predict,
-    region_retrieval,
-)
+from minivlp.evaluation.forward import distinct, images_of, pair_scores
+from minivlp.evaluation.grounding import grounding, iou, mean_box_of, predict
 from minivlp.evaluation.matching import counterfactual, masked_words
+from minivlp.evaluation.records import RECORDS, by_variant, load_runs, save_record
+from minivlp.evaluation.region_retrieval import region_retrieval
 from minivlp.evaluation.retrieval import (
     chance_of_reaching,
     fill_prompt,
@@ -32,7 +30,8 @@ from minivlp.evaluation.retrieval import (
     similarities,
     zero_shot,
 )
-from minivlp.evaluation.score import Score, bootstrap, median, spread, table
+from minivlp.evaluation.score import Score, Scores, bootstrap, median, spread, table
+from minivlp.evaluation.suite import measure
 
 NOUNS = ["dog", "cat", "bus", "car", "lion", "panda", "apple", "house"]
 
@@ -44,7 +43,7 @@ def tokenizer():
 
 @dataclass
 class Toy:
-    """A dataset whose picture number r is plain grey of value r: a model can read the row off any pixel."""
+    """A dataset whose image number r is plain gray of value r: a model can read the row from any pixel."""
 
     texts: list[list[str]]
     boxes: list[list[Region]] = field(default_factory=list)
@@ -67,11 +66,11 @@ class Toy:
         return row
 
     def pixels(self, rows, size):
-        return np.stack([np.full((size, size, 3), row, np.uint8) for row in rows])
+        return np.stack([np.full((*height_width(size), 3), row, np.uint8) for row in rows])
 
 
 class Model(nn.Module):
-    """What all the models below can do: read the picture's row and the words."""
+    """What all the models below can do: read the image's row and the words."""
 
     config = SimpleNamespace(image=SimpleNamespace(image_size=4), text=SimpleNamespace(context_length=24))
 
@@ -84,8 +83,9 @@ class Model(nn.Module):
         assert not self.training and not torch.is_grad_enabled()
         return ((images[:, 0, 0, 0] + 1) * 127.5).round().long().tolist()
 
-    def read(self, ids, mask):
-        return [self.tokenizer.decode(i[m], skip_special_tokens=True).strip() for i, m in zip(ids, mask, strict=True)]
+    def read(self, text):
+        rows = zip(text.ids, text.mask, strict=True)
+        return [self.tokenizer.decode(ids[mask], skip_special_tokens=True).strip() for ids, mask in rows]
 
 
 class Knows(Model):
@@ -99,10 +99,13 @@ class Knows(Model):
         self.images_seen += len(images)
         return torch.eye(len(self.texts))[self.rows(images)]
 
-    def embed_texts(self, ids, mask):
-        self.texts_seen += len(ids)
-        vectors = [[float(any(text in t for t in of_row)) for of_row in self.texts] for text in self.read(ids, mask)]
+    def embed_texts(self, text):
+        self.texts_seen += len(text)
+        vectors = [[float(any(said in t for t in of_row)) for of_row in self.texts] for said in self.read(text)]
         return nn.functional.normalize(torch.tensor(vectors), dim=-1)
+
+    def score(self, image_features, text_features):
+        return 5 * image_features @ text_features.T
 
 
 class KnowsPairs(Model):
@@ -112,18 +115,18 @@ class KnowsPairs(Model):
         super().__init__(tokenizer)
         self.texts = texts
 
-    def match(self, images, ids, mask):
+    def match(self, images, text):
         self.pairs_seen += len(images)
-        pairs = zip(self.rows(images), self.read(ids, mask), strict=True)
-        return torch.tensor([float(text in self.texts[row]) for row, text in pairs])
+        pairs = zip(self.rows(images), self.read(text), strict=True)
+        return torch.tensor([float(said in self.texts[row]) for row, said in pairs])
 
 
 class Shares(KnowsPairs):
-    """The same, and an image is looked at once for all of its texts."""
+    """The same, and an image is encoded once for all of its texts."""
 
-    def match_many(self, images, rows, ids, mask):
+    def match_many(self, images, image_rows, text):
         self.images_seen += len(images)
-        return self.match(images[rows], ids, mask)
+        return self.match(images[image_rows], text)
 
 
 # ------------------------------------------------------------------------------------------------------------ the score
@@ -139,7 +142,7 @@ def test_bootstrap_is_the_mean_with_an_interval_that_holds_it_and_is_repeatable(
 
 
 def test_rows_of_one_image_are_resampled_together():
-    hits = np.repeat(np.random.default_rng(0).random(60) < 0.5, 5)  # five captions that stand and fall together
+    hits = np.repeat(np.random.default_rng(0).random(60) < 0.5, 5)  # five captions, all right or all wrong
     alone, together = bootstrap(hits, 0), bootstrap(hits, 0, images=np.repeat(range(60), 5))
     assert together.value == alone.value
     assert together.high - together.low > 1.8 * (alone.high - alone.low)  # sqrt(5) in theory
@@ -152,12 +155,12 @@ def test_weights_and_median():
     assert median(np.array([1.0, 2.0, 9.0]), np.array([1.0, 1.0, 5.0])) == 9
 
 
-def test_what_cannot_be_averaged_is_said():
+def test_what_cannot_be_averaged_is_refused():
     with pytest.raises(ValueError, match="Nothing to score"):
         bootstrap([], 0)
     with pytest.raises(ValueError, match="Value 1 is nan"):
         bootstrap([1.0, float("nan")], 0)
-    with pytest.raises(ValueError, match="as many"):
+    with pytest.raises(ValueError, match="must be equal"):
         bootstrap([1, 2], 0, images=[1])
 
 
@@ -179,7 +182,7 @@ def test_spread_over_seeds():
 
 
 def naive_ranks(similarity, owner, captions):
-    """By sorting and walking down the list; no ties in the table."""
+    """By sorting and going down the list; the table has no ties."""
     of_images, of_captions = [], []
     for i in range(len(similarity)):
         mine = {captions[j] for j in range(len(owner)) if owner[j] == i}
@@ -193,7 +196,7 @@ def naive_ranks(similarity, owner, captions):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_ranks_equal_the_naive_walk_with_several_captions_and_duplicates(seed):
+def test_ranks_equal_the_naive_search_with_several_captions_and_duplicates(seed):
     rng = np.random.default_rng(seed)
     owner = np.concatenate([np.arange(7), rng.integers(7, size=11)])
     captions = [str(c) for c in rng.integers(12, size=18)]
@@ -209,7 +212,7 @@ def test_a_caption_that_fits_two_images_is_right_for_both():
     assert rank(similarity, [0, 1], ["a dog", "a dog"]).of_images.tolist() == [1, 1]
 
 
-def test_a_collapsed_model_ends_in_the_middle_not_on_top():
+def test_a_collapsed_model_gets_the_middle_rank():
     ranks = rank(torch.zeros(101, 101), range(101))
     assert set(ranks.of_images) == set(ranks.of_captions) == {51}
 
@@ -217,7 +220,7 @@ def test_a_collapsed_model_ends_in_the_middle_not_on_top():
 def test_broken_similarities_are_refused():
     with pytest.raises(ValueError, match="NaN"):
         rank(torch.full((2, 2), float("nan")), [0, 1])
-    with pytest.raises(ValueError, match="as many"):
+    with pytest.raises(ValueError, match="3 columns, 2 captions"):
         rank(torch.zeros(2, 3), [0, 1])
     with pytest.raises(ValueError, match="Image 1 has no caption"):
         rank(torch.zeros(2, 2), [0, 0])
@@ -243,7 +246,7 @@ def test_retrieval_by_a_model_that_knows_is_perfect_and_encodes_each_once(tokeni
         assert scores[f"{way} R@10"].chance == pytest.approx(10 / 50)
         assert scores[f"{way} median rank"].chance == 25
     assert model.images_seen == model.texts_seen == 50
-    assert model.training and not model.drop.training  # every part is given back as it was
+    assert model.training and not model.drop.training  # every part has its earlier mode again
 
 
 def test_unique_leaves_out_repeated_captions_and_none_takes_all(tokenizer):
@@ -257,26 +260,41 @@ def test_unique_leaves_out_repeated_captions_and_none_takes_all(tokenizer):
     assert everything["text to image R@1"].value == 1  # "a dog" is right for both dogs
 
 
-def test_a_model_that_only_matches_scores_the_same_at_the_price_of_all_pairs(tokenizer):
-    data = Toy([[f"a {noun}"] for noun in NOUNS])
-    dual, pairs = Knows(tokenizer, data.texts), KnowsPairs(tokenizer, data.texts)
+class Compares(Knows):
+    """The same knowledge, by `similarity` alone."""
+
+    def similarity(self, images, text):
+        return 5 * Knows.embed_images(self, images) @ Knows.embed_texts(self, text).T
+
+    embed_images = embed_texts = score = property()  # raises AttributeError: hasattr says no
+
+
+@pytest.mark.parametrize("other", [Compares, KnowsPairs, Shares])
+def test_all_ways_of_comparing_give_the_same_order_at_their_own_cost(tokenizer, other):
+    data = Toy([[f"a {noun}", f"the {noun}"] for noun in NOUNS] + [["a dog"]])
+    dual, model = Knows(tokenizer, data.texts), other(tokenizer, data.texts)
     rows, texts = range(len(data)), [t for of_row in data.texts for t in of_row]
     with torch.no_grad():
-        dual.eval(), pairs.eval()
-        assert torch.equal(
-            similarities(dual, data, tokenizer, rows, texts, 3), similarities(pairs, data, tokenizer, rows, texts, 3)
-        )
-    assert dual.images_seen + dual.texts_seen == 16 and pairs.pairs_seen == 64
+        dual.eval(), model.eval()
+        wanted = similarities(dual, data, tokenizer, rows, texts, 3)
+        found = similarities(model, data, tokenizer, rows, texts, 3)
+    assert wanted.shape == (9, 17) and torch.equal(wanted > 0, found > 0)
+    assert dual.images_seen == 9 and dual.texts_seen == 16  # "a dog" occurs twice
+    assert model.pairs_seen in (0, 9 * 16)
+    assert model.images_seen == {Compares: 6 * 9, KnowsPairs: 0, Shares: 6 * 9}[other]  # six batches of texts
 
 
 class Blurred(Shares):
-    """Towers that see no more than a coin does, under a `match` that knows."""
+    """Towers whose vectors are random, and a `match` that knows."""
 
     def embed_images(self, images):
         return self.vectors(self.rows(images))
 
-    def embed_texts(self, ids, mask):
-        return self.vectors([1000 + sum(map(ord, text)) for text in self.read(ids, mask)])
+    def embed_texts(self, text):
+        return self.vectors([1000 + crc32(said.encode()) for said in self.read(text)])
+
+    def score(self, image_features, text_features):
+        return 20 * image_features @ text_features.T
 
     def vectors(self, seeds):
         made = [torch.randn(16, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
@@ -305,7 +323,7 @@ def test_reranking_reorders_the_k_nearest_alone(tokenizer):
     for way in ("image to text", "text to image"):
         assert found[f"{way} R@5"] == towers[f"{way} R@5"] and found[f"{way} R@10"] == towers[f"{way} R@10"]
         assert found[f"{way} R@1"].value == towers[f"{way} R@5"].value  # `match` puts what is among the five first
-    assert 40 * 5 < model.pairs_seen <= 2 * 40 * 5  # pairs that both ways ask for are looked at once
+    assert 40 * 5 < model.pairs_seen <= 2 * 40 * 5  # pairs that both directions ask for are computed once
     assert model.images_seen == 40  # once each, not once per pair
     assert reranked(model, data, tokenizer, k=5, batch_size=7) == found
 
@@ -343,13 +361,173 @@ def test_cost_of_more_is_extrapolated_and_says_so():
     assert "not possible" in str(Cost(2, 2, None, 1.0))
 
 
-def test_a_model_without_the_verb_is_named(tokenizer):
-    data = Toy([["a dog"], ["a cat"]])
-    for measure in (counterfactual, masked_words, grounding, region_retrieval, retrieval, reranked):
-        with pytest.raises(TypeError, match="Model has no"):
-            measure(Model(tokenizer), data, tokenizer)
+def test_a_missing_verb_is_named(tokenizer):
+    data = Toy([["a dog"], ["a cat"]], [[Region((0.5, 0.5, 0.1, 0.1), "a dog")], []])
+    verbs = {
+        counterfactual: "match or embed_images",
+        masked_words: "mlm_logits",
+        grounding: "ground",
+        region_retrieval: "embed_regions",
+        retrieval: "embed_images or similarity or match",
+        reranked: "embed_images",
+        cost: "embed_images or match",
+    }
+    for measured, verb in verbs.items():
+        with pytest.raises(TypeError, match=f"Model has no {verb}:"):
+            measured(Model(tokenizer), data, tokenizer)
     with pytest.raises(ValueError, match="empty"):
         retrieval(Knows(tokenizer, []), Toy([]), tokenizer)
+
+
+def test_the_suite_measures_what_a_model_can_do_and_nothing_else(tokenizer):
+    """On scenes, too: a model without `match` and `embed_images` has no counterfactual score."""
+    data = pairs_of_objects()
+    data.scene, data.language = data.truths.__getitem__, "en"
+    bare, fills = Model(tokenizer), Fills(tokenizer, data)
+    dual, pairs = BagOfWords(tokenizer, data), KnowsPairs(tokenizer, data.texts)
+    for model in (bare, fills, dual, pairs):
+        model.config = SimpleNamespace(image=SimpleNamespace(image_size=4, size=(4, 4)), text=Model.config.text)
+    assert measure(bare, data, tokenizer) == {}
+    assert set(measure(fills, data, tokenizer)) == {f"masked word: {x} image" for x in ("right", "wrong", "no")}
+    assert {"counterfactual: mean"} < set(measure(pairs, data, tokenizer))
+    assert {"counterfactual: mean", "text to image R@1"} < set(measure(dual, data, tokenizer))
+
+
+# --------------------------------------------------------------------------------------------- features of other shapes
+
+
+class LateInteraction(Model):
+    """As FILIP (Yao et al. 2022): one vector per patch and per token; a pair's score is the mean over tokens of the
+    best patch, and back. An image has the vectors of its caption's words, a text one per word, padded with zeros."""
+
+    def __init__(self, tokenizer, captions):
+        super().__init__(tokenizer)
+        self.captions, self.largest = captions, 0
+        self.table = nn.functional.normalize(torch.randn(len(tokenizer), 16), dim=-1)
+
+    def embed_images(self, images):
+        self.images_seen += len(images)
+        said = [self.tokenizer(self.captions[row], add_special_tokens=False)["input_ids"] for row in self.rows(images)]
+        return torch.stack([self.table[(ids * 8)[:8]] for ids in said])  # (M, P, E)
+
+    def embed_texts(self, text):
+        self.texts_seen += len(text)
+        words = text.mask & (text.ids > 6)
+        return self.table[text.ids] * words[..., None]  # (N, T, E)
+
+    def score(self, image_features, text_features):
+        assert image_features.dim() == text_features.dim() == 3
+        cosines = torch.einsum("mpe,nte->mnpt", image_features, text_features)
+        self.largest = max(self.largest, cosines.shape[0] * cosines.shape[1])
+        real = text_features.abs().sum(-1) > 0  # (N, T)
+        by_token = (cosines.amax(2) * real).sum(-1) / real.sum(-1)
+        by_patch = cosines.masked_fill(~real[None, :, None], -1).amax(3).mean(-1)
+        return 10 * (by_token + by_patch)
+
+
+def test_late_interaction_needs_no_special_case(tokenizer):
+    """Captions of three to seven words: the features of different batches have different lengths."""
+    said = [f"a {a}" + " left of a red dog" * (i % 3) for i, a in enumerate(NOUNS[1:])]
+    data = Toy([[text] for text in said])
+    model = LateInteraction(tokenizer, said)
+    scores = retrieval(model, data, tokenizer, batch_size=3)
+    assert scores["image to text R@1"].value == scores["text to image R@1"].value == 1
+    assert model.images_seen == model.texts_seen == 7 and model.largest == 9  # one block of 3 x 3 at a time
+    model.eval()
+    with torch.no_grad():
+        images = images_of(model, data, range(7))
+        whole = similarities(model, data, tokenizer, range(7), said)
+        for batch_size in (1, 2, 5):
+            assert torch.allclose(similarities(model, data, tokenizer, range(7), said, batch_size), whole, atol=1e-5)
+            rows = [0, 0, 4, 2, 4]
+            texts = [said[i] for i in (1, 0, 3, 6, 3)]
+            pairs = pair_scores(model, data, tokenizer, rows, texts, batch_size)
+            assert torch.allclose(pairs, whole[rows, [1, 0, 3, 6, 3]], atol=1e-5)
+        assert len(images) == 7
+
+
+def test_other_measures_of_late_interaction(tokenizer):
+    data = pairs_of_objects()
+    captions = [of_row[0] for of_row in data.texts]
+    model = LateInteraction(tokenizer, captions)
+    found = counterfactual(model, data, tokenizer, batch_size=9)
+    assert found["object"].value == 1 and 0.4 < found["swap"].value < 0.6  # no order of words in its features
+    assert cost(model, data, tokenizer, images=3, texts=4).seconds_once > 0
+    single = Toy([["x"]] * 8, [[Region((0.5, 0.5, 0.4, 0.4), f"a {noun}")] for noun in NOUNS])
+    model.captions = [f"a {noun}" for noun in NOUNS]
+    scores = zero_shot(model, single, tokenizer, NOUNS, ["a {}", "a picture of a {}"], batch_size=5)
+    assert scores["top-1"].value == 1 and scores["top-1"].n == 8
+
+    def embed_regions(images, boxes, image_rows):
+        return model.embed_images(images)[image_rows]
+
+    model.embed_regions = embed_regions
+    regions = region_retrieval(model, single, tokenizer, batch_size=3)
+    assert regions["text to region R@1"].value == regions["region to text R@1"].value == 1
+
+
+def test_the_score_need_not_be_a_dot_product(tokenizer):
+    """Vectors that are not of unit length, compared by their distance."""
+    data = Toy([[f"a {a} and a {b}"] for a in NOUNS for b in NOUNS if a != b])
+
+    class Distances(Knows):
+        def embed_images(self, images):
+            return torch.tensor(self.rows(images), dtype=torch.float32)[:, None]
+
+        def embed_texts(self, text):
+            rows = {of_row[0]: row for row, of_row in enumerate(self.texts)}
+            return torch.tensor([float(rows.get(said, 999)) for said in self.read(text)])[:, None]
+
+        def score(self, image_features, text_features):
+            return -(image_features - text_features.T).abs()
+
+    model = Distances(tokenizer, data.texts)
+    assert retrieval(model, data, tokenizer, batch_size=10)["text to image R@1"].value == 1
+    with torch.no_grad():
+        model.eval()
+        assert pair_scores(model, data, tokenizer, [3, 5], [data.texts[3][0], data.texts[3][0]]).tolist() == [0, -2]
+
+
+def test_images_may_be_higher_than_wide_and_are_decoded_once(tokenizer):
+    data = Toy([["a dog"], ["a cat"], ["a bus"]])
+    model, asked = Model(tokenizer), []
+    model.config = SimpleNamespace(image=SimpleNamespace(image_size=(8, 4)), text=Model.config.text)
+    pixels = data.pixels
+    data.pixels = lambda rows, size: asked.append((list(rows), size)) or pixels(rows, size)
+    images = images_of(model, data, np.array([2, 0, 2]))
+    assert images.shape == (3, 3, 8, 4) and asked == [([2, 0], (8, 4))]
+    assert [round((i.mean().item() + 1) * 127.5) for i in images] == [2, 0, 2]
+
+
+def test_distinct_items_and_where_they_are():
+    items, index = distinct(["b", "a", "b", "c", "a"])
+    assert items == ["b", "a", "c"] and index.tolist() == [0, 1, 0, 2, 1]
+    items, index = distinct([])
+    assert items == [] and index.shape == (0,) and index.dtype == torch.long
+
+
+# -------------------------------------------------------------------------------------------------------------- records
+
+
+def test_a_record_is_read_as_it_was_written(tmp_path):
+    runs = [
+        {"variant": variant, "seed": seed, "seconds": 3, "scores": Scores({"R@1": Score(0.123456, 0, 1, 0.5, 9)})}
+        for variant, seed in (("one", 0), ("one", 1), ("two", 0))
+    ]
+    path = save_record("test", "python tools/experiments.py test", runs, tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]  # no unfinished file is left
+    assert load_runs("test", tmp_path)[0] == {**runs[0], "scores": {"R@1": Score(0.1235, 0, 1, 0.5, 9)}}
+    found = by_variant("test", tmp_path)
+    assert {variant: len(scores) for variant, scores in found.items()} == {"one": 2, "two": 1}
+    with pytest.raises(FileNotFoundError, match="experiments.py nothing"):
+        load_runs("nothing", tmp_path)
+
+
+@pytest.mark.parametrize("path", sorted(RECORDS.glob("*.json")), ids=lambda path: path.stem)
+def test_every_record_is_read_and_has_the_names_of_today(path):
+    for scores in (scores for of_variant in by_variant(path.stem).values() for scores in of_variant):
+        assert scores and not [name for name in scores if "colour" in name or "grey" in name]
+        assert all(score.low <= score.value <= score.high for score in scores.values())
 
 
 # ------------------------------------------------------------------------------------------------------------ zero-shot
@@ -383,7 +561,7 @@ def test_prompts_are_checked_and_articles_fit(tokenizer):
 
 
 class Pair:
-    """A scene of two things side by side, as far as counterfactual captions ask."""
+    """A scene of two objects, as far as counterfactual captions need it."""
 
     def __init__(self, first, second):
         self.first, self.second = first, second
@@ -397,7 +575,7 @@ class Pair:
 
 
 class BagOfWords(Model):
-    """Knows which words belong to the picture, and nothing of their order."""
+    """Knows which words belong to the image, and nothing of their order."""
 
     def __init__(self, tokenizer, data):
         super().__init__(tokenizer)
@@ -406,22 +584,24 @@ class BagOfWords(Model):
     def embed_images(self, images):
         return torch.stack([self.vector(self.bags[row]) for row in self.rows(images)])
 
-    def embed_texts(self, ids, mask):
-        return torch.stack([self.vector(set(text.split())) for text in self.read(ids, mask)])
+    def embed_texts(self, text):
+        return torch.stack([self.vector(set(said.split())) for said in self.read(text)])
+
+    def score(self, image_features, text_features):
+        return image_features @ text_features.T
 
     def vector(self, bag):
         words = [*NOUNS, "snail", "left", "of", "a"]
         return nn.functional.normalize(torch.tensor([float(word in bag) for word in words]), dim=0)
 
 
-def pairs_of_things():
-    things = [(a, b) for a in NOUNS for b in NOUNS if a != b]
-    truths = [Pair(a, b) for a, b in things]
+def pairs_of_objects():
+    truths = [Pair(a, b) for a in NOUNS for b in NOUNS if a != b]
     return Toy([truth.captions("en") for truth in truths], truths=truths)
 
 
 def test_a_bag_of_words_tells_objects_but_not_their_order(tokenizer):
-    data = pairs_of_things()
+    data = pairs_of_objects()
     scores = counterfactual(BagOfWords(tokenizer, data), data, tokenizer, batch_size=7)
     assert set(scores) == {"object", "swap", "mean"}
     assert scores["object"].value == 1 and scores["object"].n == 56
@@ -430,7 +610,7 @@ def test_a_bag_of_words_tells_objects_but_not_their_order(tokenizer):
 
 
 def test_matching_is_preferred_to_embedding(tokenizer):
-    data = pairs_of_things()
+    data = pairs_of_objects()
     model = BagOfWords(tokenizer, data)
     model.match = KnowsPairs(tokenizer, data.texts).eval().match
     assert counterfactual(model, data, tokenizer, limit=20)["mean"].value == 1
@@ -438,19 +618,19 @@ def test_matching_is_preferred_to_embedding(tokenizer):
 
 def test_photos_have_no_known_truth(tokenizer):
     data = Toy([["a dog"], ["a cat"]])
-    with pytest.raises(ValueError, match="Row 0 has no known truth"):
+    with pytest.raises(ValueError, match="truth of row 0 is not known"):
         counterfactual(Knows(tokenizer, data.texts), data, tokenizer)
 
 
 class Fills(Model):
-    """Fills in what it sees in the picture, or, blindfolded, always the same word."""
+    """Predicts the masked word from the image, or, if `blind`, always the same word."""
 
     def __init__(self, tokenizer, data, blind=False):
         super().__init__(tokenizer)
         self.captions, self.blind = [of_row[0] for of_row in data.texts], blind
 
-    def fill(self, images, ids, mask):
-        assert ((ids == self.tokenizer.mask_token_id).sum(1) == 1).all()
+    def mlm_logits(self, images, text):
+        assert ((text.ids == self.tokenizer.mask_token_id).sum(1) == 1).all()
         rows = [0] * len(images) if self.blind else self.rows(images)
         seen = self.tokenizer([self.captions[row % len(self.captions)] for row in rows], return_tensors="pt")
         return nn.functional.one_hot(seen["input_ids"], len(self.tokenizer)).float()
@@ -482,8 +662,8 @@ class Points(Model):
         super().__init__(tokenizer)
         self.book, self.always = {r.phrase: r.box for r in data.boxes[0]}, always
 
-    def ground(self, images, ids, mask):
-        return torch.tensor([self.always or self.book[text] for text in self.read(ids, mask)])
+    def ground(self, images, text):
+        return torch.tensor([self.always or self.book[said] for said in self.read(text)])
 
 
 def test_a_model_that_finds_everything(tokenizer):
@@ -497,7 +677,7 @@ def test_a_model_that_finds_everything(tokenizer):
     assert scores["baseline: whole image"].value == 0 and "baseline: mean training box" in scores
 
 
-def test_a_phrase_of_several_things_is_asked_once_and_any_of_them_is_right(tokenizer):
+def test_a_phrase_of_several_objects_is_asked_once_and_any_of_them_is_right(tokenizer):
     small, large, low = (0.2, 0.2, 0.2, 0.2), (0.7, 0.6, 0.5, 0.5), (0.2, 0.8, 0.2, 0.2)
     data = Toy([["x"]] * 3, [[Region(small, "person"), Region(large, "person"), Region(low, "dog")]] * 3)
     scores = grounding(Points(tokenizer, data), data, tokenizer)  # its book holds the second of the two
@@ -511,21 +691,21 @@ def test_a_phrase_of_several_things_is_asked_once_and_any_of_them_is_right(token
     )  # another person is no other object
 
 
-def test_a_model_that_ignores_the_words_is_found_out(tokenizer):
+def test_the_baseline_shows_that_a_model_ignores_the_words(tokenizer):
     data = boxes_toy()
     scores = grounding(Points(tokenizer, data, always=(0.2, 0.2, 0.2, 0.2)), data, tokenizer)
     assert scores["Acc@0.5"].value == pytest.approx(2 / 3)
     assert scores["baseline: another object's phrase"].value == 0.5  # as good with the wrong phrase
     whole = grounding(Points(tokenizer, data, always=(0.5, 0.5, 1.0, 1.0)), data, tokenizer)
-    assert whole["mean IoU"].value == pytest.approx(whole["mean IoU"].chance)  # looking at nothing is chance
+    assert whole["mean IoU"].value == pytest.approx(whole["mean IoU"].chance)  # guessing is chance
 
 
 class PointsOnce(Points):
-    """The same, and an image is looked at once for all of its phrases."""
+    """The same, and an image is encoded once for all of its phrases."""
 
-    def ground_many(self, images, rows, ids, mask):
+    def ground_many(self, images, image_rows, text):
         self.images_seen += len(images)
-        return self.ground(images[rows], ids, mask)
+        return self.ground(images[image_rows], text)
 
 
 def test_phrases_of_one_image_are_grounded_together(tokenizer):
@@ -542,29 +722,32 @@ def test_phrases_of_one_image_are_grounded_together(tokenizer):
 
 
 class Places(Model):
-    """Vectors of places and of texts as they are given: {(row, box): vector}, {text: vector}."""
+    """Given vectors of places and of texts: {(row, box): vector}, {text: vector}."""
 
     def __init__(self, tokenizer, places, texts):
         super().__init__(tokenizer)
         self.places, self.vectors = places, texts
 
-    def embed_regions(self, images, boxes, rows):
+    def embed_regions(self, images, boxes, image_rows):
         self.images_seen += len(images)
         keys = [
             (self.rows(images)[row], tuple(round(x, 4) for x in box))
-            for row, box in zip(rows, boxes.tolist(), strict=True)
+            for row, box in zip(image_rows, boxes.tolist(), strict=True)
         ]
         return torch.stack([self.places[key] for key in keys])
 
-    def embed_texts(self, ids, mask):
-        return torch.stack([self.vectors[text] for text in self.read(ids, mask)])
+    def embed_texts(self, text):
+        return torch.stack([self.vectors[said] for said in self.read(text)])
+
+    def score(self, image_features, text_features):
+        return image_features @ text_features.T
 
 
 LEFT, RIGHT, WHOLE = (0.2, 0.5, 0.2, 0.2), (0.7, 0.5, 0.2, 0.2), (0.5, 0.5, 1.0, 1.0)
 
 
-def grains_toy():
-    """Four pictures of two things each; the first thing has a relation too, and "a dog" is in all of them."""
+def kinds_toy():
+    """Four images of two objects each; the first object also has a relation, and "a dog" is in all of them."""
     regions = [
         [
             Region(LEFT, f"a red {noun}", "phrase"),
@@ -578,7 +761,7 @@ def grains_toy():
 
 
 def known_places(data, texts_of_place):
-    """One-hot places, and each text the sum of the places that it is true of, or what `texts_of_place` makes of it."""
+    """One-hot places; the vector of a text is the sum of its places, each with the weight `texts_of_place(region)`."""
     places = list(dict.fromkeys((row, r.box) for row in range(len(data)) for r in data.regions(row)))
     vectors = dict(zip(places, torch.eye(len(places)), strict=True))
     texts = {}
@@ -589,30 +772,30 @@ def known_places(data, texts_of_place):
 
 
 def test_every_phrase_finds_its_region_and_every_region_its_phrase(tokenizer):
-    data = grains_toy()
+    data = kinds_toy()
     model = Places(tokenizer, *known_places(data, lambda region: 1.0)).train()
     scores = region_retrieval(model, data, tokenizer, batch_size=3)
     assert all(score.value == 1 for score in scores.values()) and model.images_seen == 4 and model.training
-    assert len(scores) == 2 * 2 * 5  # two ways, R@1 and R@5, all grains and each of four
+    assert len(scores) == 2 * 2 * 5  # two directions, R@1 and R@5, all kinds and each of four
     one = scores["text to region R@1 phrase"]
-    assert one.n == 4 and one.chance == pytest.approx(1 / 12)  # 4 pictures of 3 places, one of them is right
+    assert one.n == 4 and one.chance == pytest.approx(1 / 12)  # 4 images of 3 places, one of them is right
     dog = scores["text to region R@1 object"]
-    assert dog.n == 4 and dog.chance == pytest.approx(4 / 12)  # "a dog" is right for the dogs of all pictures
+    assert dog.n == 4 and dog.chance == pytest.approx(4 / 12)  # "a dog" is right for the dogs of all images
     assert scores["text to region R@5 phrase"].chance == pytest.approx(5 / 12)
-    assert scores["region to text R@1 relation"].chance == pytest.approx(1 / 12)  # of 13 texts one is true otherwise
+    assert scores["region to text R@1 relation"].chance == pytest.approx(1 / 12)  # 13 texts, one left out
     assert scores["text to region R@1"].n == 16
 
 
-def test_a_text_of_another_grain_is_no_wrong_answer(tokenizer):
-    data = grains_toy()
+def test_a_text_of_another_kind_is_no_wrong_answer(tokenizer):
+    data = kinds_toy()
     louder = {"relation": 3.0}  # a place is nearer to its relation than to its phrase
     model = Places(tokenizer, *known_places(data, lambda region: louder.get(region.kind, 1.0)))
     scores = region_retrieval(model, data, tokenizer)
     assert scores["region to text R@1 phrase"].value == scores["region to text R@1 relation"].value == 1
 
 
-def test_region_retrieval_by_grain_equals_the_naive_walk(tokenizer):
-    data = grains_toy()
+def test_region_retrieval_by_kind_equals_the_naive_search(tokenizer):
+    data = kinds_toy()
     places, texts = known_places(data, lambda region: 1.0)
     draw = torch.Generator().manual_seed(0)
     places = {key: torch.randn(6, generator=draw) for key in places}
@@ -629,15 +812,15 @@ def test_region_retrieval_by_grain_equals_the_naive_walk(tokenizer):
             otherwise = {o.phrase for r, o in every if (r, o.box) == here and o.kind != kind}
             order = sorted(set(texts) - otherwise, key=lambda text: -float(places[here] @ texts[text]))
             hits["region to text"].append(order.index(mine))
-        for way, places_behind in hits.items():
+        for direction, indices in hits.items():
             for k in (1, 5):
-                assert scores[f"{way} R@{k} {kind}"].value == np.mean([place < k for place in places_behind])
+                assert scores[f"{direction} R@{k} {kind}"].value == np.mean([index < k for index in indices])
 
 
-def test_region_retrieval_says_what_is_wrong(tokenizer):
+def test_region_retrieval_refuses_what_it_cannot_rank(tokenizer):
     with pytest.raises(ValueError, match="no regions"):
         region_retrieval(Places(tokenizer, {}, {}), Toy([["x"]]), tokenizer)
-    data = grains_toy()
+    data = kinds_toy()
     places, texts = known_places(data, lambda region: float("nan"))
     with pytest.raises(ValueError, match="NaN"):
         region_retrieval(Places(tokenizer, places, texts), data, tokenizer)
@@ -651,7 +834,7 @@ def test_iou_by_hand():
     assert torch.allclose(iou(many, many), torch.ones(600))
 
 
-def test_boxes_that_are_no_numbers_are_refused(tokenizer):
+def test_boxes_that_are_not_finite_are_refused(tokenizer):
     data = boxes_toy()
     with pytest.raises(ValueError, match="'a dog'.*not finite"):
         grounding(Points(tokenizer, data, always=(float("nan"),) * 4), data, tokenizer)
@@ -668,16 +851,16 @@ def test_attention_inside_the_box():
     assert attention_in_box(left, box).value == 1 and pointing_game(left, box).value == 1
     cut = torch.tensor([[0.5, 0.5, 0.75, 1.0]])  # cuts the outer columns in half
     assert attention_in_box(left, cut).value == pytest.approx(0.5)
-    low = torch.tensor([[0.5, 0.9, 1.0, 0.2]])  # a strip at the foot: rows and columns must not be mixed up
-    foot = torch.zeros(1, 4, 3)
-    foot[0, 3] = 1
-    assert attention_in_box(foot, low).value == pytest.approx(0.8) and attention_in_box(foot, low).chance < 0.21
+    low = torch.tensor([[0.5, 0.9, 1.0, 0.2]])  # a strip at the bottom: rows and columns must not be mixed up
+    bottom = torch.zeros(1, 4, 3)
+    bottom[0, 3] = 1
+    assert attention_in_box(bottom, low).value == pytest.approx(0.8) and attention_in_box(bottom, low).chance < 0.21
 
 
 def test_pointing_game_counts_hits_against_the_share_of_patches():
     maps = torch.rand(300, 8, 8, generator=torch.Generator().manual_seed(0))
     box = torch.tensor([[0.25, 0.25, 0.5, 0.5]]).expand(300, 4)
     score = pointing_game(maps, box)
-    assert score.chance == 0.25 and score.low < 0.25 < score.high  # looking anywhere is chance
+    assert score.chance == 0.25 and score.low < 0.25 < score.high  # random maps are at chance
     with pytest.raises(ValueError, match="zero everywhere"):
         pointing_game(torch.zeros(1, 2, 2), box[:1])

@@ -1,4 +1,4 @@
-"""Figures of a transformer with experts say what they were given: letter, colour, mark and number, all in place."""
+"""Figures of a transformer with experts say what they were given: letter, color, mark and number, all in place."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from matplotlib.colors import to_hex
 from matplotlib.patches import Rectangle
 from PIL import Image
 
+from minivlp.data.batch import Text
 from minivlp.models.vlmo import VLMo, VLMoConfig
-from minivlp.training.stages import expert_map, freeze_for_text, trainable
+from minivlp.training.stages import freeze_for_text, trainable
 from minivlp.visualize import drawing
+from minivlp.visualize.attention import expert_map
 from minivlp.visualize.drawing.experts import EXPERTS, runs, thousands
 
 plt.switch_backend("Agg")  # no window, wherever the tests run
@@ -30,7 +32,7 @@ STAGES = {
 
 
 def cells(ax) -> list[tuple[float, str, str]]:
-    """(layer, letter, colour of the box behind the letter) of all cells, from left to right in each layer."""
+    """(layer, letter, color of the box behind the letter) of all cells, from left to right in each layer."""
     boxes = [p for p in ax.patches if isinstance(p, Rectangle) and to_hex(p.get_facecolor()) != drawing.INK]
     found = []
     for text in ax.texts:
@@ -65,7 +67,7 @@ def test_every_figure_draws_without_a_warning_and_is_transparent(name):
 # ------------------------------------------------------------------------------------------------------- who handles it
 
 
-def test_letter_and_colour_name_the_expert_of_each_token_from_the_lowest_layer_up():
+def test_letter_and_color_name_the_expert_of_each_token_from_the_lowest_layer_up():
     ax = drawing.expert_figure(PAIR, LABELS).axes[0]
     t, i, v = (EXPERTS[name][:2] for name in ("text", "image", "vl"))
     low = [t, t, t, i, i]  # three words, the class token, and four patches that share a cell
@@ -83,19 +85,19 @@ def test_equal_tokens_that_go_to_different_experts_are_not_drawn_as_one():
 def test_the_legend_names_only_experts_that_are_there():
     legend = drawing.expert_figure(PAIR, LABELS).legends[0]
     names = " ".join(text.get_text() for text in legend.get_texts())
-    assert "T  text expert" in names and "V  vision-language expert" in names and "one for all tokens" in names
+    assert "T  text expert" in names and "V  vision-language expert" in names and "shared by all tokens" in names
     assert "S  " not in names
 
 
 def test_it_draws_what_a_model_did():
     model = VLMo(VLMoConfig.nano(50)).eval()
     images, ids = torch.randn(1, 3, 64, 64), torch.tensor([[1, 9, 2]])
-    mask = torch.ones_like(ids, dtype=torch.bool)
+    text = Text(ids, ids > 0)
     words, patches = ["[CLS]", "dog", "[SEP]"], ["class", *["patch"] * 64]
     routes = {
         "image": expert_map(model, lambda: model.embed_images(images)),
-        "text": expert_map(model, lambda: model.embed_texts(ids, mask)),
-        "pair": expert_map(model, lambda: model.match(images, ids, mask)),
+        "text": expert_map(model, lambda: model.embed_texts(text)),
+        "pair": expert_map(model, lambda: model.match(images, text)),
     }
     axes = drawing.expert_figure(routes, {"image": patches, "text": words, "pair": words + patches}).axes
     found = ["".join(letter for _, letter, _ in cells(ax)) for ax in axes[:3]]
@@ -107,8 +109,8 @@ def test_a_layer_without_an_expert_for_each_token_is_refused():
         drawing.expert_figure({"a pair": [BELOW, ["vl"] * 3]}, LABELS)
 
 
-def test_each_expert_has_its_own_letter_and_its_own_colour():
-    for kind in zip(*EXPERTS.values(), strict=True):  # letters, colours, meanings
+def test_each_expert_has_its_own_letter_and_its_own_color():
+    for kind in zip(*EXPERTS.values(), strict=True):  # letters, colors, meanings
         assert len(set(kind)) == len(EXPERTS)
 
 
@@ -161,7 +163,7 @@ def test_it_agrees_with_a_frozen_model():
     freeze_for_text(model)
     found = marks(drawing.frozen_table({"2": trainable(model)}))
     assert found["attention", "2"] == found["image expert", "2"] == "none"
-    assert found["text expert", "2"] == found["words", "2"] == "full"
+    assert found["text expert", "2"] == found["token embedding", "2"] == "full"
 
 
 @pytest.mark.parametrize(("count", "said"), [(7, "7"), (1_499, "1 k"), (999_499, "999 k"), (999_500, "1.0 M")])
@@ -180,5 +182,5 @@ def test_word_attention_puts_the_looking_word_in_the_row_and_uses_one_scale():
     assert first.get_array()[0, 1] == pytest.approx(0.8) and first.get_clim() == second.get_clim()
     assert first.get_clim() == pytest.approx((0, 0.8))
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["red", "dog"]
-    with pytest.raises(ValueError, match="2 words ask for"):
+    with pytest.raises(ValueError, match="2 words need"):
         drawing.word_attention(["red", "dog"], {"before": np.zeros((3, 3))})

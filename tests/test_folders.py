@@ -1,8 +1,10 @@
-"""Real folders: every layout, every kind of picture, splits and subsets, crops and flips. Folders are written here."""
+"""Folders of images: every layout and image format, splits and subsets, crops and flips. Tests write the folders."""
 
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 import pickle
 from pathlib import Path
 
@@ -12,12 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from minivlp.data import threads
 from minivlp.data.augment import Augmented, crop, hflip, mirror_words
 from minivlp.data.batch import Region, Sample
-from minivlp.data.damage import DataError
 from minivlp.data.folders import Folder, Photos, open_folder
 from minivlp.data.loading import Loader
 from minivlp.data.text import load_tokenizer
+from minivlp.data.validation import DataError
 
 
 def halves(width: int = 40, height: int = 20) -> Image.Image:
@@ -273,9 +276,37 @@ def test_pixels_squash_and_never_crop(tmp_path):
     assert (pixels[:, :, :6, 0] > 200).all() and (pixels[:, :, 10:, 2] > 200).all()
     assert (pixels[0] == pixels[2]).all() and folder.pixels([], 16).shape == (0, 16, 16, 3)
     assert (pickle.loads(pickle.dumps(folder)).pixels([0], 8) == folder.pixels([0], 8)).all()
-    folder[0].image[0, 0] = 7  # a sample's pixels are the reader's own
+    assert folder.pixels([0, 1], (12, 30)).shape == (2, 12, 30, 3) and folder.pixels([], (4, 6)).shape == (0, 4, 6, 3)
+    assert (folder.pixels([0], (16, 16)) == folder.pixels([0], 16)).all()
+    folder[0].image[0, 0] = 7  # a change of the sample must not change the dataset
     with pytest.raises(IndexError):
         folder[2]
+
+
+def test_images_are_decoded_by_one_pool_of_threads_per_dataset(monkeypatch):
+    photos, started = Photos(), []
+    original = threads.ThreadPoolExecutor
+    monkeypatch.setattr(threads, "ThreadPoolExecutor", lambda *args: started.append(args) or original(*args))
+    for _ in range(3):
+        expected = photos.pixels([0, 1], 16)
+    assert len(started) == 1, "a pool is started once, not for every batch"
+    copy = pickle.loads(pickle.dumps(photos))  # threads cannot be pickled
+    assert (copy.pixels([0, 1], 16) == expected).all() and len(started) == 2
+    Photos()
+    assert len(started) == 2, "no threads before the first image"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_process_starts_threads_of_its_own():
+    photos = Photos()
+    expected = photos.pixels([0, 1], 16)
+    context = multiprocessing.get_context("fork")
+    found = context.SimpleQueue()
+    child = context.Process(target=lambda: found.put(photos.pixels([0, 1], 16).tobytes()))
+    child.start()
+    child.join(30)
+    assert child.exitcode == 0 and found.get() == expected.tobytes()
 
 
 def test_quick_decoding_does_not_blur(tmp_path):
@@ -287,7 +318,7 @@ def test_quick_decoding_does_not_blur(tmp_path):
 
 
 RED_BLUE = {  # kind of file → (suffix, picture, options)
-    "grey": ("png", halves().convert("L"), {}),
+    "gray": ("png", halves().convert("L"), {}),
     "cmyk": ("jpg", halves().convert("CMYK"), {"quality": 95}),
     "palette": ("png", halves().quantize(4), {}),
     "one bit": ("png", halves().convert("L").convert("1"), {}),
@@ -308,14 +339,14 @@ def test_any_kind_of_picture(tmp_path, kind):
 
 
 def test_sixteen_bits_and_transparency(tmp_path):
-    grey = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
-    picture(tmp_path / "deep.png", Image.fromarray(grey))
+    gray = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+    picture(tmp_path / "deep.png", Image.fromarray(gray))
     clear = Image.new("RGBA", (8, 8), (200, 0, 0, 0))
     picture(tmp_path / "clear.png", clear)
     picture(tmp_path / "palette.png", Image.new("P", (8, 8), 0), transparency=0)
     rows = [{"file": name, "caption": "x"} for name in ("deep.png", "clear.png", "palette.png")]
     folder = open_folder(jsonl(tmp_path / "captions.jsonl", *rows))
-    assert (folder[0].image[..., 0] == grey >> 8).all()
+    assert (folder[0].image[..., 0] == gray >> 8).all()
     assert (folder[1].image == 255).all() and (folder[2].image == 255).all()
 
 
@@ -437,7 +468,7 @@ def test_a_crop_drops_words_about_what_was_cut_off():
 
 
 class Cups:
-    """Pictures of 64 pixels: a white cup and a grey dog on black, on whole pixels, the cup left of the dog."""
+    """Pictures of 64 pixels: a white cup and a gray dog on black, on whole pixels, the cup left of the dog."""
 
     def __init__(self, count: int = 12, boxes: bool = True):
         rng = np.random.default_rng(0)
@@ -467,10 +498,11 @@ class Cups:
         return 100 + row
 
     def pixels(self, rows, size):
-        out = np.zeros((len(rows), size, size, 3), np.uint8)
+        height, width = (size, size) if isinstance(size, int) else size
+        out = np.zeros((len(rows), height, width, 3), np.uint8)
         for picture, row in zip(out, rows, strict=True):
-            for (x0, y0, x1, y1), grey in ((self.cups[row], 255), (self.dogs[row], 120)):
-                picture[y0 * size // 64 : y1 * size // 64, x0 * size // 64 : x1 * size // 64] = grey
+            for (x0, y0, x1, y1), gray in ((self.cups[row], 255), (self.dogs[row], 120)):
+                picture[y0 * height // 64 : y1 * height // 64, x0 * width // 64 : x1 * width // 64] = gray
         return out
 
 
@@ -480,7 +512,7 @@ def test_augmented_boxes_stay_on_their_pixels():
     for row, picture in enumerate(augmented.pixels(range(len(augmented)), 64)):
         for region in augmented.regions(row):
             if region.kind == "object" and region.phrase == "a cup":
-                ys, xs = np.nonzero(picture[..., 0] > 185)  # halfway from the dog's grey to the cup's white
+                ys, xs = np.nonzero(picture[..., 0] > 185)  # halfway from the dog's gray to the cup's white
                 found = np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]) / 64
                 cx, cy, w, h = region.box
                 assert np.abs(found - [cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2]).max() < 1.6 / 64
@@ -514,6 +546,8 @@ def test_augmented_is_a_pure_function_of_seed_and_row_and_begins_with_the_pictur
         one.pixels(rows, 32) != other.pixels(rows, 32)
     ).any()
     assert [one.regions(row) for row in rows] == [two.regions(row) for row in rows]
+    assert one.pixels([0, 1], (32, 48)).shape == (2, 32, 48, 3)
+    assert (one.pixels(rows, (32, 32)) == one.pixels(rows, 32)).all()
     assert (one.pixels(rows[::4], 32) == cups.pixels(range(12), 32)).all() and one.regions(4) == cups.regions(1)
     assert one.pixels([], 32).shape == (0, 32, 32, 3)
     sample = one[5]
@@ -536,8 +570,8 @@ def test_training_batches_of_augmented_pictures():
     again = Loader(Augmented(Cups()), tokenizer, 16, 64, seed=0, regions_per_image=2)
     assert loader.steps_per_epoch == 3  # 12 pictures in 4 versions
     one, two = loader.batch(4), again.batch(4)
-    assert (one.images == two.images).all() and (one.region_boxes == two.region_boxes).all()
-    assert one.region_boxes.min() >= 0 and one.region_boxes.max() <= 1 and len(one.image_ids.unique()) < 16
+    assert (one.images == two.images).all() and (one.regions.boxes == two.regions.boxes).all()
+    assert one.regions.boxes.min() >= 0 and one.regions.boxes.max() <= 1 and len(one.image_ids.unique()) < 16
 
 
 def test_the_photos_that_come_with_minivlp():

@@ -1,18 +1,20 @@
-"""Writing texts, asked of made-up models whose every answer is known: a table of what follows what."""
+"""Text generation with made-up models whose every answer is known: a table of what follows what."""
 
 import itertools
 
 import pytest
 import torch
 
-from minivlp.layers.attention import Past
-from minivlp.layers.block import BlockConfig
-from minivlp.layers.encoders import TextConfig, TextEncoder
-from minivlp.layers.generate import Rules, generate, nucleus
-from minivlp.objectives.captioning import caption_logprob, caption_loss, next_words
+from minivlp.data.batch import Text
+from minivlp.layers.attention import KVCache
+from minivlp.layers.embeddings import TextConfig
+from minivlp.layers.generation import DecodingConfig, generate, nucleus
+from minivlp.layers.towers import TextEncoder
+from minivlp.layers.transformer import BlockConfig
+from minivlp.objectives.captioning import caption_logprob, caption_loss, next_tokens
 
-STOP, PAD, WORDS = 1, 0, 7
-RULES = Rules(STOP, PAD, 6)
+STOP, PAD, VOCABULARY = 1, 0, 7
+SHORT = DecodingConfig(max_length=6)
 
 
 @pytest.fixture(autouse=True)
@@ -23,11 +25,15 @@ def float64():
     torch.set_default_dtype(torch.float32)
 
 
+def run(step, start, decoding: DecodingConfig = SHORT, longest: int = 99, generator=None) -> torch.Tensor:
+    return generate(step, torch.as_tensor(start), decoding, STOP, PAD, longest, generator)
+
+
 class Memory:
-    """A model whose next word depends on *all* words so far, and that is only ever told the new ones."""
+    """A model whose next token depends on *all* tokens so far; each call passes only the new ones."""
 
     def __init__(self, texts: int, seed: int = 0) -> None:
-        self.table = torch.randn(texts, 50, WORDS, generator=torch.Generator().manual_seed(seed)) * 2
+        self.table = torch.randn(texts, 50, VOCABULARY, generator=torch.Generator().manual_seed(seed)) * 2
         self.table[..., PAD] = -30.0
         self.seen, self.calls = None, []
 
@@ -49,75 +55,89 @@ def text_of(row: torch.Tensor) -> list[int]:
     return row[: row.index(STOP) + 1] if STOP in row else row
 
 
-def greedily(model: Memory, row: int, text: list[int], rules: Rules) -> list[int]:
-    """One word after the other, the plain way."""
-    while len(text) < rules.max_length and text[-1] != STOP:
+def greedily(model: Memory, row: int, text: list[int], decoding: DecodingConfig) -> list[int]:
+    """One token after the other, the naive way."""
+    while len(text) < decoding.max_length and text[-1] != STOP:
         scores = model.logits(row, text).clone()
-        for word in set(text):
-            scores[word] *= rules.repetition_penalty if scores[word] < 0 else 1 / rules.repetition_penalty
-        if len(text) < rules.min_length:
+        for token in set(text):
+            scores[token] *= decoding.repetition_penalty if scores[token] < 0 else 1 / decoding.repetition_penalty
+        if len(text) < decoding.min_length:
             scores[STOP] = -torch.inf
         text = [*text, int(scores.argmax())]
     return text
 
 
 @pytest.mark.parametrize(
-    "rules",
-    [RULES, Rules(STOP, PAD, 9), Rules(STOP, PAD, 9, min_length=6), Rules(STOP, PAD, 9, repetition_penalty=3.0)],
+    "decoding",
+    [
+        SHORT,
+        DecodingConfig(max_length=9),
+        DecodingConfig(max_length=9, min_length=6),
+        DecodingConfig(max_length=9, repetition_penalty=3.0),
+    ],
     ids=["short", "long", "at least", "no repetition"],
 )
 @pytest.mark.parametrize("start", [[[2], [3], [4], [2], [5]], [[2, 3], [2, 4], [5, 6], [6, 5], [3, 3]]])
-def test_greedy_writing_is_the_plain_way_for_all_rows_at_once(rules, start):
+def test_greedy_decoding_is_the_naive_loop_for_all_rows_at_once(decoding, start):
     model = Memory(5)
-    written = generate(model.step, torch.tensor(start), rules)
-    expected = [greedily(model, row, text, rules) for row, text in enumerate(start)]
+    written = run(model.step, start, decoding)
+    expected = [greedily(model, row, text, decoding) for row, text in enumerate(start)]
     assert [text_of(row) for row in written] == expected
     assert written.shape[1] == max(map(len, expected))  # stops with the last of them
     for row, text in zip(written, expected, strict=True):
         assert (row[len(text) :] == PAD).all()
-    assert model.calls == [(5, len(start[0]))] + [(5, 1)] * (len(model.calls) - 1)  # no word is read twice
+    assert model.calls == [(5, len(start[0]))] + [(5, 1)] * (len(model.calls) - 1)  # no token is passed twice
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_the_longest_text_is_the_shorter_of_config_and_model(beams):
+    def never_stops(ids, rows):
+        return torch.arange(7.0).expand(len(ids), -1)  # the token 6 is likeliest
+
+    for wanted, longest, expected in ((None, 5, 5), (4, 9, 4), (9, 4, 4)):
+        written = run(never_stops, [[2], [3]], DecodingConfig(beams, max_length=wanted), longest)
+        assert written.shape == (2, expected) and (written[:, 1:] == 6).all()
 
 
 def likeliest(model: Memory, row: int, start: list[int], longest: int, length_penalty: float) -> list[int]:
-    """Of all texts there are, the best."""
+    """The best of all possible texts."""
     best, winner = -torch.inf, None
     for count in range(1, longest - len(start) + 1):
-        for words in itertools.product(range(WORDS), repeat=count):
-            if STOP in words[:-1] or (words[-1] != STOP and count < longest - len(start)):
+        for tokens in itertools.product(range(VOCABULARY), repeat=count):
+            if STOP in tokens[:-1] or (tokens[-1] != STOP and count < longest - len(start)):
                 continue
             text, score = list(start), 0.0
-            for word in words:
-                score += float(model.logits(row, text).log_softmax(-1)[word])
-                text.append(word)
+            for token in tokens:
+                score += float(model.logits(row, text).log_softmax(-1)[token])
+                text.append(token)
             if score / count**length_penalty > best:
                 best, winner = score / count**length_penalty, text
     return winner
 
 
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0, 2.0])
-def test_a_search_with_enough_beams_finds_the_best_text_there_is(length_penalty):
+def test_a_search_with_enough_beams_finds_the_best_text(length_penalty):
     model = Memory(3, seed=4)
-    rules = Rules(STOP, PAD, 5)
     start = torch.tensor([[2, 3], [4, 2], [2, 6]])
-    written = generate(model.step, start, rules, beams=60, length_penalty=length_penalty)
+    written = run(model.step, start, DecodingConfig(beams=60, max_length=5, length_penalty=length_penalty))
     assert [text_of(row) for row in written] == [
         likeliest(model, row, text, 5, length_penalty) for row, text in enumerate(start.tolist())
     ]
 
 
-def test_beams_find_better_texts_than_greed_and_end_by_the_rules():
+def test_beams_find_better_texts_than_greedy_decoding_and_respect_the_lengths():
     better = 0
     for seed in range(20):
         model = Memory(2, seed)
         start = torch.tensor([[2], [3]])
-        greedy, model.seen = generate(model.step, start, RULES), None
-        searched = generate(model.step, start, RULES, beams=4, length_penalty=0.0)
+        greedy, model.seen = run(model.step, start), None
+        searched = run(model.step, start, DecodingConfig(beams=4, max_length=6, length_penalty=0.0))
         for row in range(2):
             g, s = (logprob(model, row, text_of(texts[row])) for texts in (greedy, searched))
             better += s > g + 1e-9
     assert better > 10
     model = Memory(2)
-    written = generate(model.step, start, Rules(STOP, PAD, 8, min_length=8, repetition_penalty=9.0), beams=3)
+    written = run(model.step, start, DecodingConfig(beams=3, max_length=8, min_length=8, repetition_penalty=9.0))
     assert written.shape == (2, 8) and (written[:, :-1] != STOP).all()
 
 
@@ -126,7 +146,7 @@ def logprob(model: Memory, row: int, text: list[int]) -> float:
 
 
 def test_length_penalty_decides_between_a_short_and_a_long_text():
-    """The short text is likelier as a whole, the long one word for word."""
+    """The short text is likelier as a whole, the long one per token."""
     table = torch.full((8, 8), -20.0)
     table[2, 3], table[2, 4] = 0.55, 0.45  # 2 3 stop, or 2 4 5 6 stop
     table[2, 3:5] = table[2, 3:5].log()
@@ -136,24 +156,24 @@ def test_length_penalty_decides_between_a_short_and_a_long_text():
         return table[ids[:, -1]]
 
     def best(penalty):
-        start = torch.tensor([[7, 7, 7, 2]])  # given words are not counted, or the short text would win both times
-        return text_of(generate(step, start, Rules(STOP, PAD, 12), beams=2, length_penalty=penalty)[0])[4:]
+        start = [[7, 7, 7, 2]]  # given tokens are not counted, or the short text would win both times
+        return text_of(run(step, start, DecodingConfig(beams=2, max_length=12, length_penalty=penalty))[0])[4:]
 
     assert best(0.0) == [3, STOP] and best(1.0) == [4, 5, 6, STOP]
 
 
 def test_when_a_beam_ends_another_takes_its_place():
-    """Two beams: one ends at once, so the third-best beginning comes in, and it is the one that leads somewhere."""
+    """Two beams: one ends at once, so the third-best beginning is kept as well, and it leads to the best text."""
     table = torch.full((8, 8), -20.0)
     table[2, STOP], table[2, 3], table[2, 4] = torch.tensor([0.5, 0.3, 0.2]).log()
-    table[3, 3:] = -1.6  # one of five, and so on for ever
+    table[3, 3:] = -1.6  # one of five tokens at each step, without end
     table[5:, 3:] = -1.6
     table[4, STOP] = 0.0
 
     def step(ids, rows):
         return table[ids[:, -1]]
 
-    written = generate(step, torch.tensor([[2]]), Rules(STOP, PAD, 9), beams=2, length_penalty=2.0)
+    written = run(step, [[2]], DecodingConfig(beams=2, max_length=9, length_penalty=2.0))
     assert text_of(written[0]) == [2, 4, STOP]
 
 
@@ -171,68 +191,88 @@ def test_the_nucleus_is_the_smallest_set_that_reaches_p():
         assert inside.all() or probabilities[inside].min() >= probabilities[~inside].max()
 
 
-def test_drawn_words_follow_the_nucleus_and_the_generator():
+def test_drawn_tokens_follow_the_nucleus_and_the_generator():
     from scipy.stats import chisquare
 
     model = Memory(1)
     logits = model.logits(0, [2])
 
     def draw(seed):
-        return generate(
-            lambda ids, rows: logits.expand(2000, -1), torch.full((2000, 1), 2), Rules(STOP, PAD, 2), top_p=0.9,
-            generator=torch.Generator().manual_seed(seed),
-        )[:, 1]  # fmt: skip
+        decoding, generator = DecodingConfig(top_p=0.9, max_length=2), torch.Generator().manual_seed(seed)
+        return run(lambda ids, rows: logits.expand(2000, -1), torch.full((2000, 1), 2), decoding, 99, generator)[:, 1]
 
     truth = nucleus(logits, 0.9).softmax(-1)
-    often = torch.bincount(draw(0), minlength=WORDS)
+    often = torch.bincount(draw(0), minlength=VOCABULARY)
     inside = truth > 0
-    assert 1 < inside.sum() < WORDS and (often[~inside] == 0).all()
+    assert 1 < inside.sum() < VOCABULARY and (often[~inside] == 0).all()
     assert chisquare(often[inside].numpy(), 2000 * truth[inside].numpy()).pvalue > 1e-3
     assert torch.equal(draw(0), draw(0)) and not torch.equal(draw(0), draw(1))
 
 
-def test_what_cannot_be_asked_is_refused():
+@pytest.mark.parametrize(
+    "options",
+    [{"beams": 0}, {"beams": -1}, {"beams": 2, "top_p": 0.9}, {"top_p": 0.0}, {"top_p": -0.1}, {"top_p": 1.5}],
+)
+def test_a_config_that_contradicts_itself_is_refused_at_once(options):
+    with pytest.raises(ValueError, match="beams .* and top_p"):
+        DecodingConfig(**options)
+
+
+def test_configs_that_are_fine():
+    for options in ({}, {"beams": 2}, {"top_p": 1.0}, {"top_p": 0.1}, {"beams": 1, "top_p": 0.9}):
+        assert DecodingConfig(**options)
+    with pytest.raises(AttributeError):
+        DecodingConfig().beams = 2  # frozen: it can be a default argument
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_a_start_that_leaves_no_token_is_refused(beams):
     step, start = Memory(1).step, torch.tensor([[2, 3]])
-    for options in ({"beams": 0}, {"beams": 2, "top_p": 0.9}, {"top_p": 0.0}, {"top_p": 1.5}):
-        with pytest.raises(ValueError, match="top_p"):
-            generate(step, start, RULES, **options)
-    with pytest.raises(ValueError, match="leaves none of 2"):
-        generate(step, start, Rules(STOP, PAD, 2))
+    for length, longest in ((2, 99), (None, 2), (1, 99)):
+        with pytest.raises(ValueError, match="start has 2 tokens"):
+            run(step, start, DecodingConfig(beams, max_length=length), longest)
 
 
-# --------------------------------------------------------------------------------- reading bit by bit, and the loss
+# ------------------------------------------------------------------------------------------- the cache, and the loss
 
 
 @pytest.mark.parametrize("norm_first", [True, False])
-def test_a_text_read_bit_by_bit_is_the_text_read_at_once(norm_first):
+def test_a_text_read_part_by_part_is_the_text_read_at_once(norm_first):
     config = TextConfig(
         30, 12, 2, BlockConfig(16, 2, 32, norm_first=norm_first), causal=True, embed_norm=not norm_first
     )
-    text = TextEncoder(config, context_width=8)
+    encoder = TextEncoder(config, context_width=8)
     ids, image = torch.randint(0, 30, (3, 9)), torch.randn(3, 5, 8)
-    whole = text(ids, None, image)
-    past, context, parts = [Past(), Past()], text.keys_values(image), []
-    for bit in ids.split([4, 1, 1, 3], dim=1):
-        parts.append(text(bit, None, context, past=past))
+    whole = encoder(text(ids), image)
+    cache, context, parts = [KVCache(), KVCache()], encoder.keys_values(image), []
+    for part in ids.split([4, 1, 1, 3], dim=1):
+        parts.append(encoder(text(part), context, cache=cache))
     assert torch.allclose(torch.cat(parts, dim=1), whole, atol=1e-12)
-    # and goes on from other rows
+    # continues with other rows
     rows = torch.tensor([2, 0, 2, 1])
-    for memory in past:
-        memory.take(rows)
+    for layer in cache:
+        layer.gather(rows)
     new = torch.randint(0, 30, (4, 1))
-    gone_on = text(new, None, text.keys_values(image[rows]), past=past)
-    at_once = text(torch.cat([ids[rows], new], dim=1), None, image[rows])
-    assert torch.allclose(gone_on[:, 0], at_once[:, -1], atol=1e-12)
-    assert len(past[1]) == 10
+    continued = encoder(text(new), encoder.keys_values(image[rows]), cache=cache)
+    at_once = encoder(text(torch.cat([ids[rows], new], dim=1)), image[rows])
+    assert torch.allclose(continued[:, 0], at_once[:, -1], atol=1e-12)
+    assert len(cache[1]) == 10
+    last = encoder(text(torch.cat([new, new], dim=1)), image[rows], cache=cache, rows=slice(-1, None))
+    at_once = encoder(text(torch.cat([ids[rows], new, new, new], dim=1)), image[rows])
+    assert last.shape == (4, 1, 16) and torch.allclose(last[:, 0], at_once[:, -1], atol=1e-12)
     with pytest.raises(ValueError, match="texts of 13 tokens"):
-        text(torch.zeros(4, 3, dtype=torch.long), None, image[rows], past=past)
+        encoder(text(new), image[rows], cache=cache)
+
+
+def text(ids: torch.Tensor) -> Text:
+    return Text(ids, torch.ones_like(ids, dtype=torch.bool))
 
 
 def test_the_loss_of_captions_is_the_naive_loop():
     ids = torch.tensor([[5, 9, 8, 2, 0], [5, 7, 2, 0, 0]])
-    mask = ids > 0
+    captions = Text(ids, ids > 0)
     logits = torch.randn(2, 5, 11)
-    labels = next_words(ids, mask)
+    labels = next_tokens(captions)
     assert labels.tolist() == [[9, 8, 2, -100], [7, 2, -100, -100]]
     for smoothing in (0.0, 0.1):
         costs = []
@@ -244,8 +284,17 @@ def test_the_loss_of_captions_is_the_naive_loop():
         if not smoothing:
             sums = torch.stack([-sum(costs[:3]), -sum(costs[3:])])
             assert torch.allclose(caption_logprob(logits[:, :-1], labels), sums)
-    assert next_words(ids, mask, 0).tolist() == labels.tolist()  # the start is never asked
+    assert next_tokens(captions, 0).tolist() == labels.tolist()  # the first token is never predicted
     nothing = caption_loss(logits[:, :-1], torch.full_like(labels, -100))
     assert nothing == 0 and caption_loss(torch.zeros(2, 4, 11), labels) == pytest.approx(
         torch.tensor(11.0).log().item()
     )
+
+
+def test_given_tokens_are_not_predicted():
+    """As many in all rows, or in each row its own number: a question, or a prompt."""
+    ids = torch.tensor([[5, 9, 8, 2, 0], [5, 7, 6, 4, 2]])
+    captions = Text(ids, ids > 0)
+    assert next_tokens(captions, 3).tolist() == [[-100, -100, 2, -100], [-100, -100, 4, 2]]
+    assert next_tokens(captions, torch.tensor([2, 4])).tolist() == [[-100, 8, 2, -100], [-100, -100, -100, 2]]
+    assert (next_tokens(captions, torch.tensor([9, 5])) == -100).all()

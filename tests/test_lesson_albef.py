@@ -8,33 +8,33 @@ from minivlp.lessons.check import NotYet
 
 
 @torch.no_grad()
-def average(teacher, student, m):
-    return [m * t + (1 - m) * s for t, s in zip(teacher, student, strict=True)]
+def average(momentum, online, m):
+    return [m * old + (1 - m) * new for old, new in zip(momentum, online, strict=True)]
 
 
-def average_in_place(teacher, student, m):
-    for old, new in zip(teacher, student, strict=True):
+def average_in_place(momentum, online, m):
+    for old, new in zip(momentum, online, strict=True):
         old.data.lerp_(new.data, 1 - m)
-    return teacher
+    return momentum
 
 
-def average_with_graph(teacher, student, m):
-    return [m * t + (1 - m) * s for t, s in zip(teacher, student, strict=True)]
+def average_with_graph(momentum, online, m):
+    return [m * old + (1 - m) * new for old, new in zip(momentum, online, strict=True)]
 
 
 @torch.no_grad()
-def average_of_the_student(teacher, student, m):
-    for old, new in zip(teacher, student, strict=True):
+def average_into_the_online_model(momentum, online, m):
+    for old, new in zip(momentum, online, strict=True):
         new.lerp_(old, m)
-    return student
+    return online
 
 
 def shares(a, b):
-    """The mistake of giving the teacher a(m) and the student b(m)."""
+    """The mistake of giving the momentum model a(m) and the online model b(m)."""
 
     @torch.no_grad()
-    def wrong(teacher, student, m):
-        return [a(m) * t + b(m) * s for t, s in zip(teacher, student, strict=True)]
+    def wrong(momentum, online, m):
+        return [a(m) * old + b(m) * new for old, new in zip(momentum, online, strict=True)]
 
     return wrong
 
@@ -47,8 +47,8 @@ def weights_with_floor(similarity, image_ids):
     return (similarity.softmax(dim=1) + 1e-4).masked_fill(image_ids[:, None] == image_ids[None, :], 0)
 
 
-def weights_hidden_first(similarity, image_ids):
-    """Right but where nothing is left."""
+def weights_masked_first(similarity, image_ids):
+    """Right except where no negative is left."""
     return similarity.masked_fill(image_ids[:, None] == image_ids[None, :], -torch.inf).softmax(dim=1)
 
 
@@ -60,17 +60,17 @@ def weights_zeroed_before(similarity, image_ids):
     return similarity.masked_fill(image_ids[:, None] == image_ids[None, :], 0).softmax(dim=1)
 
 
-def targets(logits, positive, alpha):
-    known = positive.float()
+def targets(logits, positives, alpha):
+    known = positives.float()
     return alpha * logits.softmax(dim=1) + (1 - alpha) * known / known.sum(dim=1, keepdim=True)
 
 
-def targets_in_batch(logits, positive, alpha):
-    """The teacher's opinion of the batch alone, not of the queue."""
-    known = positive.float() / positive.sum(dim=1, keepdim=True)
-    believed = torch.zeros_like(logits)
-    believed[:, :4] = logits[:, :4].softmax(dim=1)
-    return alpha * believed + (1 - alpha) * known
+def targets_in_batch(logits, positives, alpha):
+    """The momentum model's prediction for the batch alone, not for the queue."""
+    known = positives.float() / positives.sum(dim=1, keepdim=True)
+    predicted = torch.zeros_like(logits)
+    predicted[:, :4] = logits[:, :4].softmax(dim=1)
+    return alpha * predicted + (1 - alpha) * known
 
 
 def queue(kept, pointer, new):
@@ -137,33 +137,33 @@ CHECKS = (albef.check_average, albef.check_weights, albef.check_soft_targets, al
 WRONG = [
     *[(check, stub, "Nothing written yet") for check in CHECKS],
     *[(check, lambda *arguments: None, "`return` missing") for check in CHECKS],
-    (albef.check_average, lambda t, s, m: average(t, s, 1 - m), "wrong way round"),
+    (albef.check_average, lambda t, s, m: average(t, s, 1 - m), "shares are swapped"),
     (albef.check_average, shares(lambda m: m, lambda m: 1), "add up to one"),
-    (albef.check_average, shares(lambda m: m, lambda m: m), "Both get the share"),
-    (albef.check_average, shares(lambda m: 0, lambda m: 1), "without memory"),
-    (albef.check_average, lambda t, s, m: t, "not moved"),
+    (albef.check_average, shares(lambda m: m, lambda m: m), "Both have the share"),
+    (albef.check_average, shares(lambda m: 0, lambda m: 1), "keeps nothing of itself"),
+    (albef.check_average, lambda t, s, m: t, "unchanged"),
     (albef.check_average, shares(lambda m: 0.5, lambda m: 0.5), "With m = 0.9 each weight"),
     (albef.check_average, average_with_graph, "graph"),
-    (albef.check_average, average_of_the_student, "never the other way"),
+    (albef.check_average, average_into_the_online_model, "Only the momentum model is updated"),
     (albef.check_average, lambda t, s, m: average(t, s, m)[:2], "2 come out"),
     (albef.check_average, lambda t, s, m: [w.sum() for w in average(t, s, m)], "The shapes are"),
     (albef.check_average, shares(lambda m: 0.9, lambda m: 0.1), "With m = 1"),
     (albef.check_weights, lambda s, i: weights(s, i).argmax(1), r"\(5, 5\)"),
-    (albef.check_weights, lambda s, i: s.masked_fill(i[:, None] == i, 0), "Softmax first"),
-    (albef.check_weights, lambda s, i: s.softmax(dim=1), "its own wrong partner"),
-    (albef.check_weights, weights_of_the_diagonal, "Images 0 and 2 are the same"),
-    (albef.check_weights, weights_zeroed_before, "its own wrong partner"),
-    (albef.check_weights, lambda s, i: weights(s.T, i).T, "down the columns"),
-    (albef.check_weights, lambda s, i: weights(0 * s, i), "as likely"),
-    (albef.check_weights, lambda s, i: weights(-s, i), "least alike"),
-    (albef.check_weights, lambda s, i: weights(2 * s, i), "proportion"),
+    (albef.check_weights, lambda s, i: s.masked_fill(i[:, None] == i, 0), "Apply the softmax first"),
+    (albef.check_weights, lambda s, i: s.softmax(dim=1), "pair itself can be drawn"),
+    (albef.check_weights, weights_of_the_diagonal, "Rows 0 and 2 have the same image"),
+    (albef.check_weights, weights_zeroed_before, "pair itself can be drawn"),
+    (albef.check_weights, lambda s, i: weights(s.T, i).T, "goes over the images"),
+    (albef.check_weights, lambda s, i: weights(0 * s, i), "equally likely"),
+    (albef.check_weights, lambda s, i: weights(-s, i), "least similar"),
+    (albef.check_weights, lambda s, i: weights(2 * s, i), "proportional"),
     (albef.check_weights, lambda s, i: weights(s, i) * (s > s.median()), "can never be drawn"),
-    (albef.check_weights, weights_hidden_first, "not a number"),
+    (albef.check_weights, weights_masked_first, "NaN"),
     (albef.check_soft_targets, lambda x, p, a: targets(x, p, a)[0], r"\(4, 7\)"),
-    (albef.check_soft_targets, lambda x, p, a: targets(x, p, 1 - a), "wrong way round"),
+    (albef.check_soft_targets, lambda x, p, a: targets(x, p, 1 - a), "shares are swapped"),
     (albef.check_soft_targets, lambda x, p, a: a * x.softmax(1) + (1 - a) * p.float(), "more than one"),
     (albef.check_soft_targets, lambda x, p, a: targets(x, torch.eye(4, 7).bool(), a), "Only the diagonal"),
-    (albef.check_soft_targets, lambda x, p, a: a * x + targets(x, p, a) - a * x.softmax(1), "no shares yet"),
+    (albef.check_soft_targets, lambda x, p, a: a * x + targets(x, p, a) - a * x.softmax(1), "not probabilities yet"),
     (albef.check_soft_targets, lambda x, p, a: targets(x, p, a) + a * (x.softmax(0) - x.softmax(1)), "the columns"),
     (albef.check_soft_targets, lambda x, p, a: a * x.softmax(1) + p / p.sum(1, keepdim=True), "each row adds up"),
     (albef.check_soft_targets, targets_in_batch, "the shares are others"),
@@ -174,7 +174,7 @@ WRONG = [
     (albef.check_queue, lambda q, p, new: queue(q, 0, new), "Slots 2, 3 and 4"),
     (albef.check_queue, lambda q, p, new: (queue(q, p, new)[0], p), "next slot is 5"),
     (albef.check_queue, queue_with_graph, r"detach\(\)"),
-    (albef.check_queue, queue_up_to_the_end, "round the end"),
+    (albef.check_queue, queue_up_to_the_end, "modulo"),
     (albef.check_queue, queue_by_slice, "stopped with RuntimeError"),
     (albef.check_queue, pointer_past_the_end, "next slot is 2"),
     (albef.check_queue, lambda q, p, n: (queue(q, p, n)[0], (p + len(n)) % 7 or 7), "the next one is 0"),

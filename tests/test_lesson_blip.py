@@ -30,7 +30,7 @@ def one_more(logits, p):
 
 
 def of_the_first_row(logits, p):
-    """Right for one text; all others get its nucleus."""
+    """Right for one row; the others get its nucleus."""
     inside = nucleus(logits, p).isfinite()
     if len(logits) > 1:
         sizes = inside.sum(1, keepdim=True)
@@ -39,7 +39,7 @@ def of_the_first_row(logits, p):
 
 
 def never_alone(logits, p):
-    """Right but where one word reaches p by itself."""
+    """Right except where one token reaches p by itself."""
     return nucleus(logits, p, lambda reached, own, p: (reached - own < p) & (own < 0.9))
 
 
@@ -57,7 +57,7 @@ def loss_by_hand(logits, ids, mask, smoothing, over=1.0, text_first=False, stop=
     cost = -(target * logits[:, :-1].log_softmax(-1)).sum(-1) * asked
     if text_first:
         return (cost.sum(1) / asked.sum(1)).mean()
-    return cost.sum() / (cost.numel() if over == "all places" else asked.sum())
+    return cost.sum() / (cost.numel() if over == "all positions" else asked.sum())
 
 
 def quality(scores, clean, threshold):
@@ -96,15 +96,19 @@ WRONG = [
     (blip.check_nucleus, lambda logits, p: nucleus(logits, p)[0], "As many logits"),
     (blip.check_nucleus, lambda logits, p: nucleus(logits, p).softmax(-1), "These are probabilities"),
     (blip.check_nucleus, lambda logits, p: nucleus(logits, p, outside=0.0), "only -inf"),
-    (blip.check_nucleus, nucleus_in_order, "order of likelihood"),
-    (blip.check_nucleus, lambda logits, p: nucleus(logits, p, lambda r, o, p: r <= p), "crosses the line"),
-    (blip.check_nucleus, lambda logits, p: torch.where(logits.softmax(-1) >= p, logits, -torch.inf), "Nothing is left"),
+    (blip.check_nucleus, nucleus_in_order, "sorted by probability"),
+    (blip.check_nucleus, lambda logits, p: nucleus(logits, p, lambda r, o, p: r <= p), "crosses p stays in"),
+    (
+        blip.check_nucleus,
+        lambda logits, p: torch.where(logits.softmax(-1) >= p, logits, -torch.inf),
+        "No token is left",
+    ),
     (blip.check_nucleus, lambda logits, p: nucleus(logits, p, descending=False), "least"),
-    (blip.check_nucleus, one_more, "one too many"),
-    (blip.check_nucleus, lambda logits, p: nucleus(logits, 0.95), "words 1 and 3"),
-    (blip.check_nucleus, lambda logits, p: nucleus(logits, p) - 1, "stay as they are"),
+    (blip.check_nucleus, one_more, "sum \\*before\\* each token"),
+    (blip.check_nucleus, lambda logits, p: nucleus(logits, 0.95), "tokens 1 and 3"),
+    (blip.check_nucleus, lambda logits, p: nucleus(logits, p) - 1, "must not change"),
     (blip.check_nucleus, never_alone, "always stays"),
-    (blip.check_nucleus, top_two, "That is top-k"),
+    (blip.check_nucleus, top_two, "top-k sampling"),
     (blip.check_nucleus, of_the_first_row, "its own nucleus"),
     (blip.check_caption_loss, stub, "Nothing written yet"),
     (blip.check_caption_loss, lambda *a: loss(*a, reduction="none"), "one number"),
@@ -112,7 +116,7 @@ WRONG = [
     (blip.check_caption_loss, lambda *a: loss(*a, at=slice(None), of=slice(None), pad=True), "just read"),
     (blip.check_caption_loss, lambda *a: loss(*a, at=slice(1, None), of=slice(None, -1)), "before"),
     (blip.check_caption_loss, lambda *a: loss(*a, pad=True), "Padding counts"),
-    (blip.check_caption_loss, lambda *a: loss_by_hand(*a, over="all places"), "divide by all places"),
+    (blip.check_caption_loss, lambda *a: loss_by_hand(*a, over="all positions"), "divide by all positions"),
     (blip.check_caption_loss, lambda *a: loss(*a, reduction="sum"), "That is the sum"),
     (blip.check_caption_loss, lambda *a: loss_by_hand(*a, stop=False), "closing token"),
     (blip.check_caption_loss, lambda *a: loss_by_hand(*a, text_first=True), "average each text first"),
@@ -122,16 +126,16 @@ WRONG = [
     (blip.check_caption_loss, lambda logits, ids, mask, s: loss(logits, ids, mask, 2 * s), "With smoothing"),
     (blip.check_filter, stub, "Nothing written yet"),
     (blip.check_filter, lambda s, c, t: quality(s, c, t)[0], "two numbers"),
-    (blip.check_filter, lambda s, c, t: quality(s, c, t)[::-1], "wrong way round"),
+    (blip.check_filter, lambda s, c, t: quality(s, c, t)[::-1], "swapped"),
     (blip.check_filter, lambda s, c, t: tuple(100 * x for x in quality(s, c, t)), "percent"),
     (blip.check_filter, lambda s, c, t: (quality(s, c, t)[0], ((s >= t) & c).float().mean()), "not of all"),
-    (blip.check_filter, lambda s, c, t: (quality(s, c, t)[0], (s >= t).float().mean()), "how many are kept"),
+    (blip.check_filter, lambda s, c, t: (quality(s, c, t)[0], (s >= t).float().mean()), "share that is kept"),
     (blip.check_filter, lambda s, c, t: (((s >= t) == c).float().mean(), quality(s, c, t)[1]), "accuracy"),
-    (blip.check_filter, lambda s, c, t: quality(-s, ~c, -t), "thrown out"),
+    (blip.check_filter, lambda s, c, t: quality(-s, ~c, -t), "removed captions"),
     (blip.check_filter, lambda s, c, t: (0.5, 0.5), "0.67 and 0.33"),
     (blip.check_filter, lambda s, c, t: quality(s, c, t + 1e-6), "exactly the threshold"),
-    (blip.check_filter, lambda s, c, t: (((s >= t) & c).sum() / (s >= t).sum(), quality(s, c, t)[1]), "not a number"),
-    (blip.check_filter, lambda s, c, t: quality(s, c, t) if (s >= t).any() else (1.0, 0.0), "0 for both"),
+    (blip.check_filter, lambda s, c, t: (((s >= t) & c).sum() / (s >= t).sum(), quality(s, c, t)[1]), "NaN"),
+    (blip.check_filter, lambda s, c, t: quality(s, c, t) if (s >= t).any() else (1.0, 0.0), "return 0 for both"),
     (blip.check_filter, lambda s, c, t: quality(s, c, max(t, 0.15)), "recall is 1"),
 ]
 

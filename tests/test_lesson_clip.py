@@ -52,7 +52,7 @@ WRONG = [
     (clip.check_loss, one_way, "one direction only"),
     (clip.check_loss, lambda i, t, tau: one_way(t, i, tau), "one direction only"),
     (clip.check_loss, lambda i, t, tau: 2 * loss(i, t, tau), "sum of both directions"),
-    (clip.check_loss, lambda i, t, tau: loss(i, t, 1 / tau), "divided by the temperature"),
+    (clip.check_loss, lambda i, t, tau: loss(i, t, 1 / tau), "Divide the cosines by the temperature"),
     (clip.check_loss, lambda i, t, tau: loss(i, t, 1.0), "not used"),
     (clip.check_loss, lambda i, t, tau: i @ t.T, "one number"),
     (clip.check_loss, lambda i, t, tau: i.missing, "AttributeError"),

@@ -75,7 +75,7 @@ def test_every_cell_runs_with_released_weights_and_a_picture_of_ones_own(hub, tm
     assert lesson["released"] and [one.source for one in lesson["loaded"].values()] == list(hub.values())
     assert len(lesson["written"]) == 13 and lesson["chances"].shape == (13, 16)
     assert not any(text.startswith("a picture of") for text in lesson["written"])  # they were given, not written
-    kinds = {"object", "colour", "size", "relation", "swap", "count", "mean"}
+    kinds = {"object", "color", "size", "relation", "swap", "count", "mean"}
     assert [set(scores) for scores in lesson["tested"].values()] == [kinds] * 3
     assert [len(right) for right in lesson["prefers"].values()] == [14] * 3
     assert [tuple(maps.shape) for maps in lesson["found"]] == [(n, 4, 4) for n in (3, 4, 3, 3)]
@@ -87,8 +87,9 @@ def on_its_own_terms(lesson):
     scenes = Scenes(3, size=32)
     ours = to_tensor(scenes.pixels(range(3), 32))
     for one in lesson["loaded"].values():
-        tower, theirs = getattr(one.model, "joint", None), one([scenes[row].image for row in range(3)])["images"]
-        patches = (one.model.image if tower is None else tower).patches
+        theirs = one([scenes[row].image for row in range(3)])["images"]
+        joint = getattr(one.model, "joint", None)
+        patches = (one.model.image.embed if joint is None else joint.image_embed).cut
         with torch.no_grad():
             with one.on_our_pixels():
                 inside = patches(ours)

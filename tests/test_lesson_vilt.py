@@ -7,18 +7,18 @@ from minivlp.lessons import vilt
 from minivlp.lessons.check import NotYet
 
 
-def hide(words, may, rate):
-    return (torch.rand(words.shape).gather(1, words) < rate) & may
+def mask_words(word, maskable, rate):
+    return (torch.rand(word.shape).gather(1, word) < rate) & maskable
 
 
-def hide_tokens(words, may, rate):
-    return (torch.rand(words.shape) < rate) & may
+def mask_pieces(word, maskable, rate):
+    return (torch.rand(word.shape) < rate) & maskable
 
 
-def hide_words_of_hidden_pieces(words, may, rate):
-    chosen = hide_tokens(words, may, rate)
-    same = words[:, :, None] == words[:, None, :]
-    return (same & chosen[:, None, :]).any(2) & may
+def mask_words_of_masked_pieces(word, maskable, rate):
+    chosen = mask_pieces(word, maskable, rate)
+    same = word[:, :, None] == word[:, None, :]
+    return (same & chosen[:, None, :]).any(2) & maskable
 
 
 def plan(cost, beta, outer, sign=-1, keep=True, shares=True):
@@ -38,26 +38,27 @@ def plan_patches_first(cost, beta, outer):
     return plan(cost.T, beta, outer).T
 
 
-def sequence(words, mask, patches, seen, modality):
-    return torch.cat([words + modality[0], patches + modality[1]], 1), torch.cat([mask, seen], 1)
+def sequence(text, text_mask, image, image_mask, token_type):
+    return torch.cat([text + token_type[0], image + token_type[1]], 1), torch.cat([text_mask, image_mask], 1)
 
 
-def with_keys(change):
-    """The right sequence with other keys."""
+def with_mask(change):
+    """The right sequence with another mask."""
 
-    def answer(words, mask, patches, seen, modality):
-        tokens, _ = sequence(words, mask, patches, seen, modality)
-        return tokens, change(mask, seen)
+    def answer(text, text_mask, image, image_mask, token_type):
+        tokens, _ = sequence(text, text_mask, image, image_mask, token_type)
+        return tokens, change(text_mask, image_mask)
 
     return answer
 
 
-def zeroed(words, mask, patches, seen, modality):
-    return torch.cat([(words + modality[0]) * mask[..., None], (patches + modality[1]) * seen[..., None]], 1), mask
+def zeroed(text, text_mask, image, image_mask, token_type):
+    tokens, mask = sequence(text, text_mask, image, image_mask, token_type)
+    return tokens * mask[..., None], mask
 
 
 RIGHT = [
-    (vilt.check_whole_words, hide),
+    (vilt.check_whole_words, mask_words),
     (vilt.check_plan, plan),
     (vilt.check_plan, plan_patches_first),
     (vilt.check_sequence, sequence),
@@ -72,7 +73,7 @@ def test_the_solution_passes(check, answer, capsys):
 
 def test_answers_may_be_of_another_type(capsys):
     """A plan in float64, and choices as 0 and 1, are right too."""
-    vilt.check_whole_words(lambda *a: hide(*a).int())
+    vilt.check_whole_words(lambda *a: mask_words(*a).int())
     vilt.check_plan(lambda cost, beta, outer: plan(cost.double(), beta, outer))
     vilt.check_sequence(lambda *a: [x.int() if x.dtype == torch.bool else x.double() for x in sequence(*a)])
     assert capsys.readouterr().out.count("ok:") == 3
@@ -81,7 +82,7 @@ def test_answers_may_be_of_another_type(capsys):
 @pytest.mark.parametrize("seed", range(5))
 def test_luck_does_not_decide(seed, capsys):
     torch.manual_seed(seed)
-    vilt.check_whole_words(hide)
+    vilt.check_whole_words(mask_words)
 
 
 def stub(*arguments):
@@ -91,16 +92,16 @@ def stub(*arguments):
 WRONG = [
     (vilt.check_whole_words, stub, "Nothing written yet"),
     (vilt.check_whole_words, lambda w, m, r: None, "`return` missing"),
-    (vilt.check_whole_words, lambda w, m, r: hide(w, m, r)[:, 0], "One answer per token"),
-    (vilt.check_whole_words, lambda w, m, r: hide(w, torch.ones_like(m), r), "only where `may`"),
-    (vilt.check_whole_words, lambda w, m, r: m & False, "nothing is hidden"),
-    (vilt.check_whole_words, hide_tokens, "one number per word"),
-    (vilt.check_whole_words, hide_words_of_hidden_pieces, "Draw once per word"),
-    (vilt.check_whole_words, lambda w, m, r: hide(w, m, 1 - r), "below the rate"),
+    (vilt.check_whole_words, lambda w, m, r: mask_words(w, m, r)[:, 0], "One answer per token"),
+    (vilt.check_whole_words, lambda w, m, r: mask_words(w, torch.ones_like(m), r), "only where `maskable`"),
+    (vilt.check_whole_words, lambda w, m, r: m & False, "nothing is masked"),
+    (vilt.check_whole_words, mask_pieces, "one number per word"),
+    (vilt.check_whole_words, mask_words_of_masked_pieces, "Draw once per word"),
+    (vilt.check_whole_words, lambda w, m, r: mask_words(w, m, 1 - r), "below the rate"),
     (vilt.check_whole_words, lambda w, m, r: (torch.rand(1, 10).expand_as(w).gather(1, w) < max(r, 0.5)) & m, "anew"),
-    (vilt.check_whole_words, lambda w, m, r: (torch.rand(len(w), 1) < r) & m, "all of its words or none"),
-    (vilt.check_whole_words, lambda w, m, r: hide(w, m, r / 2), "with probability 0.15"),
-    (vilt.check_whole_words, lambda w, m, r: hide(w, m, min(r, 0.15)), "At rate 1"),
+    (vilt.check_whole_words, lambda w, m, r: (torch.rand(len(w), 1) < r) & m, "all words are masked or none"),
+    (vilt.check_whole_words, lambda w, m, r: mask_words(w, m, r / 2), "with probability 0.15"),
+    (vilt.check_whole_words, lambda w, m, r: mask_words(w, m, min(r, 0.15)), "At rate 1"),
     (vilt.check_plan, stub, "Nothing written yet"),
     (vilt.check_plan, lambda c, b, o: plan(c, b, o).T, "(4, 6)"),
     (vilt.check_plan, lambda c, b, o: plan(c, b, o) / 0 * 0, "NaN or infinity"),
@@ -109,25 +110,25 @@ WRONG = [
     (vilt.check_plan, lambda c, b, o: plan(c, b, o, shares=False), "1 each"),
     (vilt.check_plan, lambda c, b, o: (-c / b).softmax(1) / 4, "All patches take"),
     (vilt.check_plan, lambda c, b, o: (-c / b).softmax(0) / 6, "All words give"),
-    (vilt.check_plan, lambda c, b, o: plan(c, b, o, sign=1), "dearest plan"),
-    (vilt.check_plan, lambda c, b, o: torch.full_like(c, 1 / c.numel()), "the cost has no say"),
+    (vilt.check_plan, lambda c, b, o: plan(c, b, o, sign=1), "highest cost"),
+    (vilt.check_plan, lambda c, b, o: torch.full_like(c, 1 / c.numel()), "does not depend on the cost"),
     (vilt.check_plan, lambda c, b, o: plan(c, b, o, keep=False), "Sinkhorn"),
-    (vilt.check_plan, lambda c, b, o: 0.9 * plan(c, b, o) + 0.1 / 24, "The cheapest plan costs"),
+    (vilt.check_plan, lambda c, b, o: 0.9 * plan(c, b, o) + 0.1 / 24, "The lowest cost"),
     (vilt.check_plan, lambda c, b, o: plan(c, b, 200), "use `outer`"),
     (vilt.check_plan, lambda c, b, o: plan(c, 0.5, o), "beta"),
     (vilt.check_sequence, stub, "Nothing written yet"),
     (vilt.check_sequence, lambda *a: sequence(*a)[0], "two things"),
-    (vilt.check_sequence, lambda w, m, p, s, t: sequence(w, m, p[:, 1:], s[:, 1:], t), "eight tokens"),
+    (vilt.check_sequence, lambda w, m, p, s, t: sequence(w, m, p[:, 1:], s[:, 1:], t), "are eight"),
     (vilt.check_sequence, lambda w, m, p, s, t: sequence(p, s, w, m, t.flip(0)), "Text comes first"),
-    (vilt.check_sequence, lambda w, m, p, s, t: sequence(w, m, p, s, 0 * t), "Without its modality"),
+    (vilt.check_sequence, lambda w, m, p, s, t: sequence(w, m, p, s, 0 * t), "add the token-type embedding"),
     (vilt.check_sequence, lambda w, m, p, s, t: sequence(w, m, p, s, t.flip(0)), "Row 0"),
     (vilt.check_sequence, zeroed, "Padding need not be zero"),
-    (vilt.check_sequence, lambda w, m, p, s, t: sequence(w, m, p, s, 2 * t), "plus its modality"),
-    (vilt.check_sequence, with_keys(lambda m, s: m), "One key per token"),
-    (vilt.check_sequence, with_keys(lambda m, s: ~torch.cat([m, s], 1)), "turned round"),
-    (vilt.check_sequence, with_keys(lambda m, s: torch.ones(2, 8)), "All tokens look at padding"),
-    (vilt.check_sequence, with_keys(lambda m, s: torch.cat([s, m], 1)), "another order"),
-    (vilt.check_sequence, with_keys(lambda m, s: torch.cat([m, torch.ones_like(s)], 1)), "of the first's image"),
+    (vilt.check_sequence, lambda w, m, p, s, t: sequence(w, m, p, s, 2 * t), "plus its token type"),
+    (vilt.check_sequence, with_mask(lambda m, s: m), "One entry per token"),
+    (vilt.check_sequence, with_mask(lambda m, s: ~torch.cat([m, s], 1)), "inverted"),
+    (vilt.check_sequence, with_mask(lambda m, s: torch.ones(2, 8)), "all tokens attend to padding"),
+    (vilt.check_sequence, with_mask(lambda m, s: torch.cat([s, m], 1)), "another order"),
+    (vilt.check_sequence, with_mask(lambda m, s: torch.cat([m, torch.ones_like(s)], 1)), "of the first's image"),
 ]
 
 

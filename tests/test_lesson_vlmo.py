@@ -8,62 +8,62 @@ from minivlp.lessons import vlmo
 from minivlp.lessons.check import NotYet
 
 
-def route(x, words, layer, vl_from, experts):
-    text, image = x[:, :words], x[:, words:]
-    if words in (0, x.shape[1]):
-        return experts["image" if words == 0 else "text"](x)
+def route(x, length, layer, vl_from, experts):
+    text, image = x[:, :length], x[:, length:]
+    if length in (0, x.shape[1]):
+        return experts["image" if length == 0 else "text"](x)
     if layer >= vl_from:
         return experts["vl"](x)
     return torch.cat([experts["text"](text), experts["image"](image)], dim=1)
 
 
-def route_swapped(x, words, layer, vl_from, experts):
-    return route(x, words, layer, vl_from, {**experts, "text": experts["image"], "image": experts["text"]})
+def route_swapped(x, length, layer, vl_from, experts):
+    return route(x, length, layer, vl_from, {**experts, "text": experts["image"], "image": experts["text"]})
 
 
-def route_image_first(x, words, layer, vl_from, experts):
-    return torch.cat([experts["image"](x[:, words:]), experts["text"](x[:, :words])], dim=1)
+def route_image_first(x, length, layer, vl_from, experts):
+    return torch.cat([experts["image"](x[:, length:]), experts["text"](x[:, :length])], dim=1)
 
 
-def route_with_residual(x, words, layer, vl_from, experts):
-    return x + route(x, words, layer, vl_from, experts)
+def route_with_residual(x, length, layer, vl_from, experts):
+    return x + route(x, length, layer, vl_from, experts)
 
 
-def route_off_by_one(x, words, layer, vl_from, experts):
-    return route(x, words, layer, vl_from + 1, experts)
+def route_off_by_one(x, length, layer, vl_from, experts):
+    return route(x, length, layer, vl_from + 1, experts)
 
 
-def route_too_early(x, words, layer, vl_from, experts):
-    return route(x, words, layer, vl_from - 1, {"vl": experts["text"], **experts})
+def route_too_early(x, length, layer, vl_from, experts):
+    return route(x, length, layer, vl_from - 1, {"vl": experts["text"], **experts})
 
 
-def route_all_to_vl(x, words, layer, vl_from, experts):
-    return experts["vl"](x) if layer >= vl_from else route(x, words, layer, vl_from, experts)
+def route_all_to_vl(x, length, layer, vl_from, experts):
+    return experts["vl"](x) if layer >= vl_from else route(x, length, layer, vl_from, experts)
 
 
-def route_never_vl(x, words, layer, vl_from, experts):
-    return route(x, words, 0, 1, experts)
+def route_never_vl(x, length, layer, vl_from, experts):
+    return route(x, length, 0, 1, experts)
 
 
-def route_one_expert(x, words, layer, vl_from, experts):
+def route_one_expert(x, length, layer, vl_from, experts):
     return experts["text"](x)
 
 
-def route_lone_text_as_image(x, words, layer, vl_from, experts):
-    return experts["image"](x) if words == x.shape[1] else route(x, words, layer, vl_from, experts)
+def route_lone_text_as_image(x, length, layer, vl_from, experts):
+    return experts["image"](x) if length == x.shape[1] else route(x, length, layer, vl_from, experts)
 
 
-LEARN = ("experts.text", "words.", "word_head", "relative", "joint.norm", "modality")
+TRAINED = ("experts.text", "text_embed", "mlm_head", "relative", "joint.norm", "token_type")
 
 
-def freeze(*learn, but=()):
-    """Let parameters learn by parts of their name."""
+def freeze(*trained, but=()):
+    """Train the parameters with these parts in their names."""
 
     def answer(model):
         for name, parameter in model.named_parameters():
-            parameter.requires_grad = any(p in name for p in learn) and not any(p in name for p in but)
+            parameter.requires_grad = any(p in name for p in trained) and not any(p in name for p in but)
 
-    answer.__name__ = f"freeze_all_but {learn} {but}"
+    answer.__name__ = f"freeze_all_but {trained} {but}"
     return answer
 
 
@@ -88,7 +88,7 @@ def index_square_only(rows, columns):
     return index(rows, columns) if (rows, columns) == (2, 3) else index(rows, columns, reach=2 * rows - 1)
 
 
-RIGHT = [(vlmo.check_route, route), (vlmo.check_frozen, freeze(*LEARN)), (vlmo.check_index, index)]
+RIGHT = [(vlmo.check_route, route), (vlmo.check_frozen, freeze(*TRAINED)), (vlmo.check_index, index)]
 
 
 @pytest.mark.parametrize("check, answer", RIGHT, ids=["route", "frozen", "index"])
@@ -103,7 +103,7 @@ def test_the_library_itself_passes(capsys):
             parameter.requires_grad_(model.learns_from_text(name))
 
     vlmo.check_frozen(stage)
-    assert torch.equal(vlmo.offset_index(4, 4), image_index(4)[1:, 1:])
+    assert torch.equal(vlmo.offset_index(4, 4), image_index((4, 4))[1:, 1:])
     vlmo.check_index(lambda rows, columns: index(rows, columns).tolist())  # another type is right too
     assert capsys.readouterr().out.count("ok") == 2
 
@@ -116,43 +116,43 @@ WRONG = [
     (vlmo.check_route, stub, "Nothing written yet"),
     (vlmo.check_route, lambda *a: None, "`return` missing"),
     (vlmo.check_route, lambda x, *a: x[:, :2], "As many tokens"),
-    (vlmo.check_route, lambda x, *a: x, "did not come out of an expert"),
-    (vlmo.check_route, route_swapped, "wrong way round"),
-    (vlmo.check_route, route_image_first, "in the order in which they came in"),
+    (vlmo.check_route, lambda x, *a: x, "not that of an expert"),
+    (vlmo.check_route, route_swapped, "swapped"),
+    (vlmo.check_route, route_image_first, "in the order of the input"),
     (vlmo.check_route, route_with_residual, "add nothing"),
     (vlmo.check_route, route_one_expert, "text x 8"),
     (vlmo.check_route, route_off_by_one, "not `>`"),
-    (vlmo.check_route, route_too_early, "still lies below"),
-    (vlmo.check_route, route_never_vl, "VL expert as a whole"),
-    (vlmo.check_route, route_all_to_vl, "A lone image has nothing"),
-    (vlmo.check_route, route_lone_text_as_image, "A lone text goes to the text expert"),
+    (vlmo.check_route, route_too_early, "no VL expert yet"),
+    (vlmo.check_route, route_never_vl, "all tokens of a pair go to the VL expert"),
+    (vlmo.check_route, route_all_to_vl, "A single image has nothing"),
+    (vlmo.check_route, route_lone_text_as_image, "A single text goes to the text expert"),
     (vlmo.check_frozen, stub, "Nothing written yet"),
-    (vlmo.check_frozen, lambda model: None, "Everything still learns"),
-    (vlmo.check_frozen, lambda model: model.requires_grad_(False) and None, "Nothing learns"),
-    (vlmo.check_frozen, freeze(*LEARN, "self_attention"), "texts must not spoil it"),
-    (vlmo.check_frozen, freeze(*LEARN, "norm"), "LayerNorm and the LayerScale"),
-    (vlmo.check_frozen, freeze(*LEARN, "_scale"), "LayerNorm and the LayerScale"),
-    (vlmo.check_frozen, freeze(*LEARN, "experts"), "image experts"),
-    (vlmo.check_frozen, freeze(*LEARN, "experts.vl"), "wait for pairs"),
-    (vlmo.check_frozen, freeze(*LEARN, "class_token"), "no patches"),
-    (vlmo.check_frozen, freeze(*LEARN, "pooler"), "heads for pairs"),
-    (vlmo.check_frozen, freeze(*LEARN, but=("experts.text.norm",)), "its LayerNorm and its feed-forward"),
-    (vlmo.check_frozen, freeze(*LEARN[1:]), "what this stage is for"),
-    (vlmo.check_frozen, freeze(*LEARN, but=("words.",)), "Nobody has trained the words"),
-    (vlmo.check_frozen, freeze(*LEARN, but=("word_head",)), "needs a head"),
-    (vlmo.check_frozen, freeze(*LEARN[:3]), "learn as well in the released code"),
-    (vlmo.check_frozen, freeze(*LEARN[:5]), "modality must learn"),
+    (vlmo.check_frozen, lambda model: None, "Everything is still trained"),
+    (vlmo.check_frozen, lambda model: model.requires_grad_(False) and None, "Nothing is trained"),
+    (vlmo.check_frozen, freeze(*TRAINED, "self_attention"), "trained on images and stays"),
+    (vlmo.check_frozen, freeze(*TRAINED, "norm"), "LayerNorm and the LayerScale"),
+    (vlmo.check_frozen, freeze(*TRAINED, "feed_scale"), "LayerNorm and the LayerScale"),
+    (vlmo.check_frozen, freeze(*TRAINED, "experts"), "image experts"),
+    (vlmo.check_frozen, freeze(*TRAINED, "experts.vl"), "trained on pairs"),
+    (vlmo.check_frozen, freeze(*TRAINED, "class_token"), "no patches"),
+    (vlmo.check_frozen, freeze(*TRAINED, "pooler"), "heads for pairs"),
+    (vlmo.check_frozen, freeze(*TRAINED, but=("experts.text.norm",)), "its LayerNorm and its feed-forward"),
+    (vlmo.check_frozen, freeze(*TRAINED[1:]), "to train the text experts"),
+    (vlmo.check_frozen, freeze(*TRAINED, but=("text_embed",)), "The token embedding is not trained before"),
+    (vlmo.check_frozen, freeze(*TRAINED, but=("mlm_head",)), "The head that predicts masked tokens"),
+    (vlmo.check_frozen, freeze(*TRAINED[:3]), "trained as well in the released code"),
+    (vlmo.check_frozen, freeze(*TRAINED[:5]), "token_type must be trained"),
     (vlmo.check_index, stub, "Nothing written yet"),
-    (vlmo.check_index, lambda r, c: torch.nn.functional.pad(index(r, c), (1, 0, 1, 0)), "class token comes later"),
+    (vlmo.check_index, lambda r, c: torch.nn.functional.pad(index(r, c), (1, 0, 1, 0)), "class token is left out"),
     (vlmo.check_index, lambda r, c: index(r, c, shift=False), "start at 0"),
-    (vlmo.check_index, lambda r, c: index(r, c).T, "wrong end"),
-    (vlmo.check_index, lambda r, c: index(r, c, absolute=True), "Left is not right"),
+    (vlmo.check_index, lambda r, c: index(r, c).T, "other sign"),
+    (vlmo.check_index, lambda r, c: index(r, c, absolute=True), "Left differs from right"),
     (vlmo.check_index, lambda r, c: index(r, c, reach=c), "two offsets share one"),
     (vlmo.check_index, lambda r, c: index(r, c, reach=2 * r - 1), "two offsets share one"),
     (
         vlmo.check_index,
         lambda r, c: torch.arange(r * c) + r * c * torch.arange(r * c)[:, None],
-        "what makes it relative",
+        "makes the position relative",
     ),
     (vlmo.check_index, lambda r, c: 2 * index(r, c), "0 to 14"),
     (vlmo.check_index, lambda r, c: index(r, c) + 1, "0 to 14"),

@@ -34,12 +34,12 @@ def test_the_solution_passes(check, answer, capsys):
 
 WRONG = [
     (world.check_box, lambda a, b, c, d, w, h: ((a + c) / 2, (b + d) / 2, c - a, d - b), "Fractions, not pixels"),
-    (world.check_box, lambda a, b, c, d, w, h: (a / w, b / h, (c - a) / w, (d - b) / h), "centre of the box"),
-    (world.check_box, lambda a, b, c, d, w, h: ((a + c) / 2 / w, (b + d) / 2 / h, c / w, d / h), "corner and corner"),
+    (world.check_box, lambda a, b, c, d, w, h: (a / w, b / h, (c - a) / w, (d - b) / h), "center of the box"),
+    (world.check_box, lambda a, b, c, d, w, h: ((a + c) / 2 / w, (b + d) / 2 / h, c / w, d / h), "two corners"),
     (world.check_box, lambda *corners: corners[:3], "four numbers"),
-    (world.check_relation, lambda one, other: relation(other, one), "Turned round"),
-    (world.check_relation, flipped, "y grows downwards"),
-    (world.check_relation, lambda one, other: relation(one, other, 1.0), "one could argue"),
+    (world.check_relation, lambda one, other: relation(other, one), "The other way round"),
+    (world.check_relation, flipped, "y grows downward"),
+    (world.check_relation, lambda one, other: relation(one, other, 1.0), "neither clearly left"),
     (world.check_relation, lambda one, other: relation(one, other, 2.0), "1.5 times"),
     (world.check_cost, lambda m, n: (m * n, m * n), "only dot products"),
     (world.check_cost, lambda m, n: (m + n, m + n), "every pair"),

@@ -59,7 +59,7 @@ def patches(boxes, rows, columns, round_up=torch.ceil):
     return (down[:, :, None] & across[:, None, :]).flatten(1)
 
 
-def patches_by_centre(boxes, rows, columns):
+def patches_by_center(boxes, rows, columns):
     x0, y0, x1, y1 = corners(boxes).T[..., None]
     y, x = (torch.arange(rows) + 0.5) / rows, (torch.arange(columns) + 0.5) / columns
     return (((y >= y0) & (y < y1))[:, :, None] & ((x >= x0) & (x < x1))[:, None, :]).flatten(1)
@@ -120,11 +120,11 @@ WRONG = [
     (xvlm.check_giou, giou_of_the_union, "not by the union"),
     (xvlm.check_giou, lambda a, b: giou(a, b).clamp(min=0), "Four pairs"),
     (xvlm.check_patches, stub, "Nothing written yet"),
-    (xvlm.check_patches, lambda b, r, c: patches(b, r, c).unflatten(1, (r, c)), "one place per patch"),
+    (xvlm.check_patches, lambda b, r, c: patches(b, r, c).unflatten(1, (r, c)), "one column per patch"),
     (xvlm.check_patches, patches_down_the_columns, "row by row"),
-    (xvlm.check_patches, lambda b, r, c: patches(b[:, [1, 0, 3, 2]], r, c), "other way round"),
+    (xvlm.check_patches, lambda b, r, c: patches(b[:, [1, 0, 3, 2]], r, c), "yours are swapped"),
     (xvlm.check_patches, lambda b, r, c: patches(b, r, c, torch.floor), "covers in part"),
-    (xvlm.check_patches, patches_by_centre, "covers in part"),
+    (xvlm.check_patches, patches_by_center, "covers in part"),
     (xvlm.check_patches, lambda b, r, c: patches(b, r, c, lambda x: x.floor() + 1), "lines of the grid"),
     (xvlm.check_patches, patches_none_for_a_tiny_box, "However small"),
     (xvlm.check_patches, lambda b, r, c: patches(b, r, c) & (b[:, :1] > 0.1), "For the box "),
@@ -135,7 +135,7 @@ WRONG = [
     (xvlm.check_l1, lambda p, t, w: (p - t).abs().mean(), "Whole-image rows"),
     (xvlm.check_l1, lambda p, t, w: (p - t).abs()[~w].sum() / len(p), "all five rows"),
     (xvlm.check_l1, lambda p, t, w: (p - t).abs()[~w].sum(), "number of boxes"),
-    (xvlm.check_l1, lambda p, t, w: (p - t).abs().sum(1)[~w].mean(), "without a single box"),
+    (xvlm.check_l1, lambda p, t, w: (p - t).abs().sum(1)[~w].mean(), "without boxes"),
 ]
 
 

@@ -1,5 +1,7 @@
-"""Noise: at the asked rate to the row, really false, and remembered."""
+"""Noisy captions: the exact rate, false of their images, and recorded."""
 
+import hashlib
+import json
 from collections import Counter
 
 import numpy as np
@@ -58,12 +60,12 @@ def test_noise_is_false_and_the_truth_is_kept(split):
         assert facts is None or not scenes.scene(row).holds(facts), (noisy.kind(row), text)
 
 
-def test_chance_is_the_seed_alone(scenes):
-    def told(seed):
+def test_the_noise_depends_on_the_seed_only(scenes):
+    def captions(seed):
         noisy = NoisyCaptions(scenes, 0.4, seed)
         return [noisy.captions(row) for row in range(300)]
 
-    assert told(1) == told(1) != told(2)
+    assert captions(1) == captions(1) != captions(2)
 
 
 def test_the_rest_of_the_dataset_is_untouched(scenes):
@@ -102,6 +104,26 @@ def test_photos_can_be_swapped_but_not_for_themselves():
         assert swapped.captions(3) == swapped.captions(4) == ["a cat"]  # one picture: its other caption is no noise
     with pytest.raises(ValueError, match="leave 'replaced' out"):
         NoisyCaptions(Photos(), 0.5)
+
+
+def test_a_noisy_dataset_knows_the_truth_but_makes_no_negative_captions(scenes):
+    noisy = NoisyCaptions(scenes, 0.5, seed=3)
+    assert noisy.scene(4) is scenes.scene(4) and noisy.questions(4) == scenes.questions(4)
+    assert noisy.language == "en" and noisy.size == 64
+    assert not hasattr(noisy, "negative_caption"), "it would show a noisy row its true caption"
+    photos = NoisyCaptions(Photos(), 0, kinds=("junk",))
+    assert not hasattr(photos, "scene") and not hasattr(photos, "questions")
+
+
+# Hashes of all captions with seed 4: recorded results depend on them.
+TEXTS = {"en": "b6b8bb1e", "zh": "2444f024"}
+
+
+@pytest.mark.parametrize("language", TEXTS)
+def test_the_noise_of_a_seed_never_changes(language):
+    noisy = NoisyCaptions(Scenes(100, seed=2, language=language), 0.5, 4)
+    texts = [[*noisy.captions(row), noisy.kind(row)] for row in range(100)]
+    assert hashlib.sha256(json.dumps(texts, ensure_ascii=False).encode()).hexdigest()[:8] == TEXTS[language]
 
 
 def test_wrong_arguments_are_explained(scenes):

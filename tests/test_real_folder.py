@@ -1,6 +1,5 @@
-"""A real folder, end to end and by the command line: a timm tower, features kept on disk, kills, measures, a page."""
+"""A real folder, end to end and by the command line: a timm tower, tokens kept on disk, kills, measures, a page."""
 
-import dataclasses
 import json
 import resource
 import signal
@@ -16,18 +15,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from minivlp.__main__ import main
-from minivlp.data.batch import to_tensor
-from minivlp.data.folders import open_folder
-from minivlp.data.loading import Loader
 from minivlp.data.scenes import Scenes
-from minivlp.data.text import load_tokenizer
-from minivlp.layers.timm_tower import timm_tower
-from minivlp.models import MODELS
-from minivlp.models.blip import BLIP, BLIPConfig
-from minivlp.models.clip import CLIP, CLIPConfig
-from minivlp.models.xvlm import XVLM, XVLMConfig
-from minivlp.training import cached
-from minivlp.training.cached import kept_tokens
+from minivlp.data.text import SpecialTokens
+from minivlp.papers import PAPERS
 from minivlp.training.checkpoint import load_model
 
 
@@ -121,115 +111,6 @@ def test_a_thousand_pictures_through_two_kills_end_as_without_them(tmp_path):
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit < 2e9
 
 
-# ------------------------------------------------------------------------------------------------ tokens kept on disk
-
-
-@pytest.fixture(scope="module")
-def boxes(tmp_path_factory):
-    return open_folder(f"coco:{coco(tmp_path_factory.mktemp('coco') / 'c')}", split="train")
-
-
-def with_tower(kind, name="test_vit", **changes):
-    tower = timm_tower(name)
-    small = {CLIP: CLIPConfig, XVLM: XVLMConfig, BLIP: BLIPConfig}[kind].nano()
-    model = kind(dataclasses.replace(small, image=tower.config, **changes)).eval()
-    model.image.load_state_dict(tower.state_dict())
-    model.image.requires_grad_(False)
-    return model
-
-
-@pytest.mark.parametrize("name", ["test_vit", "test_resnet"])
-@pytest.mark.parametrize(
-    "kind, changes",
-    [(CLIP, {}), (XVLM, {}), (BLIP, {"momentum": 0.9})],
-    ids=["first token only", "regions", "with a teacher"],
-)
-def test_kept_tokens_give_the_losses_and_gradients_of_the_tower_itself(kind, changes, name, boxes, tmp_path):
-    model = with_tower(kind, name, **changes)
-    how = dict(batch_size=8, size=160, regions_per_image=2 * (kind is XVLM))
-
-    def learnt(dataset):
-        model.zero_grad()
-        torch.manual_seed(0)
-        terms = model.losses(Loader(dataset, load_tokenizer(), **how).batch(3))
-        sum(terms.values()).backward()
-        gradients = [weight.grad.flatten() for weight in model.parameters() if weight.grad is not None]
-        return torch.stack(list(terms.values())).detach(), torch.cat(gradients)
-
-    losses, gradients = learnt(boxes)
-    with kept_tokens(model, boxes, tmp_path) as numbered:
-        assert not list(model.image.parameters())
-        kept_losses, kept_gradients = learnt(numbered)
-    assert torch.allclose(losses, kept_losses, atol=3e-3)
-    assert torch.nn.functional.cosine_similarity(gradients, kept_gradients, dim=0) > 0.999
-    assert torch.equal(learnt(boxes)[0], losses)  # the tower is back in its place
-
-
-def test_a_teacher_takes_its_step_and_fills_its_queue_from_kept_tokens(boxes, tmp_path):
-    model = with_tower(BLIP, momentum=0.9)
-    before = model.teacher.model.project_text.weight.clone()
-    with torch.no_grad():
-        model.project_text.weight += 1
-    with kept_tokens(model, boxes, tmp_path) as numbered:
-        model.train().losses(Loader(numbered, load_tokenizer(), 8, 160).batch(0))
-    assert len(model.queue) == 8
-    assert torch.allclose(model.teacher.model.project_text.weight, before + 0.1, atol=1e-6)
-    assert model.teacher.model.image is not model.image and list(model.teacher.model.image.parameters())
-
-
-def test_a_file_that_was_cut_off_is_completed(boxes, tmp_path, monkeypatch):
-    monkeypatch.setattr(cached, "CHUNK", 5)
-    model, seen = with_tower(XVLM), []
-    model.image.register_forward_hook(lambda module, images, out: seen.append(len(out)))
-    with kept_tokens(model, boxes, tmp_path):
-        pass
-    (file,) = tmp_path.glob("*.f16")
-    whole, row = file.read_bytes(), file.stat().st_size // len(boxes)
-    assert seen == [1, 5, 5, 5, 5, 4]
-    file.write_bytes(whole[: 7 * row + 11])  # in the middle of the eighth picture
-    seen.clear()
-    with kept_tokens(model, boxes, tmp_path):
-        pass
-    assert file.read_bytes() == whole and seen == [1, 5, 5, 5, 2]
-    seen.clear()
-    with kept_tokens(model, boxes, tmp_path):
-        pass
-    assert seen == [1]
-
-
-def test_another_tower_or_another_picture_has_another_file(boxes, tmp_path):
-    model = with_tower(CLIP)
-
-    def files():
-        with kept_tokens(model, boxes, tmp_path):
-            return len(list(tmp_path.glob("*.f16")))
-
-    assert files() == files() == 1
-    with torch.no_grad():
-        model.image.norm.weight[3] += 0.1
-    assert files() == 2
-    boxes.rows[5].file.touch()  # written anew, if perhaps with as many bytes
-    assert files() == 3
-
-
-def test_every_number_survives_the_way_through_a_batch(boxes):
-    class Many:
-        def __len__(self):
-            return 1 << 24
-
-    rows = [0, 1, 255, 256, 65_535, 65_536, 9_999_999, (1 << 24) - 1]
-    images = to_tensor(cached.Numbered(Many()).pixels(rows, 3))
-    assert images.shape == (8, 3, 3, 3)
-    assert cached.numbers(images).tolist() == rows
-
-
-def test_a_tower_that_is_trained_keeps_nothing(boxes, tmp_path):
-    model = with_tower(CLIP)
-    model.image.requires_grad_(True)
-    with pytest.raises(ValueError, match="freeze it"), kept_tokens(model, boxes, tmp_path):
-        pass
-
-
 # --------------------------------------------------------------------------------------------- other models and words
 
 FEW = ["--steps", "2", "--batch", "8"]
@@ -284,13 +165,12 @@ def test_chinese_captions_need_only_another_tokenizer(model, chinese, tmp_path, 
     how = ["--data", f"folder:{folder}", "--tokenizer", str(tokenizer)]
     weights = tmp_path / "run" / "model.safetensors"
     assert main(["train", model, *how, "--tower", "test_vit", *FEW, "--out", str(weights.parent)]) == 0
-    trained = load_model(MODELS[model], weights)
-    assert trained.config.text.vocabulary == words + 2
+    config = load_model(PAPERS[model].model_class(), weights).config
+    assert config.text.vocabulary == words + 2
     if model == "blip":
-        config = trained.config
-        assert (config.pad_id, config.stop_id, config.decode_id, config.match_id) == (0, 102, words, words + 1)
+        assert config.tokens == SpecialTokens(0, 101, 102, 103, 100, dec=words, enc=words + 1)
     else:
-        assert trained.config.mask_id == 103 and set(trained.config.never_mask) == {0, 100, 101, 102, 103}
+        assert config.masking.mask_id == 103 and config.masking.never_mask == (0, 101)
     assert main(["evaluate", model, *how, "--weights", str(weights)]) == 0
     assert ("caption: BLEU-4" in capsys.readouterr().out) == (model == "blip")
 
@@ -300,11 +180,11 @@ def test_chinese_captions_need_only_another_tokenizer(model, chinese, tmp_path, 
     [
         (["vilt", "--tower", "test_vit"], "no image tower"),
         (["vlmo", "--frozen", "--data", "photos"], "no image tower"),
-        (["clip", "--frozen"], "choose a folder"),
-        (["clip", "--tower", "test_vit", "--start", "clip.safetensors"], "leave --tower out"),
+        (["clip", "--tower", "test_vit", "--start", "clip.safetensors"], "leave out either"),
+        (["clip", "--tower-weights", "FILE"], "need the name of the tower"),
         (["clip", "--tower", "test_vitt"], "did you mean test_vit"),
     ],
 )
-def test_what_cannot_be_is_said_before_anything_is_trained(arguments, said, tmp_path, capsys):
+def test_options_that_exclude_each_other_are_refused_before_training(arguments, said, tmp_path, capsys):
     assert main(["train", *arguments, "--out", str(tmp_path / "run")]) == 1
     assert said in capsys.readouterr().err and not (tmp_path / "run").exists()

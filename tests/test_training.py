@@ -1,111 +1,101 @@
-"""The loop and the checkpoints: learning, exact resume after a kill, and files that cannot be half written."""
+"""The training loop and the run folder: learning, bit-exact resumption after a kill at any moment, clear refusals."""
 
-import dataclasses
+from __future__ import annotations
+
 import json
-from dataclasses import replace
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from minivlp.data.batch import Batch
-from minivlp.data.scenes import Scenes
-from minivlp.data.text import load_tokenizer
-from minivlp.evaluation.matching import FUNCTION_WORDS
-from minivlp.layers.block import BlockConfig
-from minivlp.layers.encoders import ImageConfig, TextConfig
-from minivlp.models import MODELS
-from minivlp.models.clip import CLIP, CLIPConfig
-from minivlp.models.xvlm import XVLM, SwinConfig, XVLMConfig
-from minivlp.training import checkpoint
-from minivlp.training.checkpoint import (
-    CheckpointError,
-    load_model,
-    load_tensors,
-    save_model,
-    set_weights,
-    start_from,
-    weights,
-)
-from minivlp.training.loop import Settings, fit, overfit_one_batch
-from minivlp.training.optim import Muon, cosine, make_optimisers, orthogonalise
-from minivlp.training.recipes import EMPTY, RECIPES
+from minivlp.training import loop, run
+from minivlp.training.checkpoint import CheckpointError, load_tensors, save_tensors, weights
+from minivlp.training.loop import Settings, evaluate, fit, overfit_one_batch, train_step
+from minivlp.training.optim import make_optimizers
+from minivlp.training.prefetch import Prefetch
+from minivlp.training.run import RunFolder, differences, random_state, set_random_state, tokenizer_fingerprint
 
 
-def tiny(seed=0) -> CLIP:
+@dataclass
+class Pairs:
+    """A batch: vectors, and the row that belongs to each."""
+
+    inputs: Tensor  # (B, 6)
+    targets: Tensor  # (B, 4)
+
+    def to(self, device):
+        return Pairs(self.inputs.to(device), self.targets.to(device))
+
+
+@dataclass(frozen=True)
+class Config:
+    width: int = 8
+    noise: float = 0.1
+
+
+class Model(nn.Module):
+    """A network with a matrix for Muon, other parameters for AdamW, a buffer, and noise in every step."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.up, self.down = nn.Linear(6, config.width), nn.Linear(config.width, 4)
+        self.register_buffer("steps_taken", torch.zeros(()))
+
+    def block_matrices(self):
+        yield self.up.weight, 1
+
+    def losses(self, batch: Pairs) -> dict[str, Tensor]:
+        noise = self.config.noise * torch.randn_like(batch.inputs)  # as masking draws: its state must survive
+        outputs = self.down(torch.relu(self.up(batch.inputs + noise)))
+        return {"squares": (outputs - batch.targets).square().mean(), "size": 0.01 * outputs.square().mean()}
+
+    def after_step(self) -> None:
+        self.steps_taken += 1
+
+
+def tiny(seed: int = 0, **config) -> Model:
     torch.manual_seed(seed)
-    block = BlockConfig(16, 2, 32)
-    return CLIP(CLIPConfig(ImageConfig(16, 8, 1, block), TextConfig(20, 6, 1, block, causal=True), 8))
+    return Model(Config(**config))
 
 
-def batch_at(step: int) -> Batch:
+def batch_at(step: int) -> Pairs:
     draw = torch.Generator().manual_seed(step)
-    ids = torch.randint(1, 20, (6, 5), generator=draw)
-    images = torch.randn(6, 3, 16, 16, generator=draw)
-    return Batch(images, ids, torch.ones(6, 5, dtype=torch.bool), torch.arange(6))
+    inputs = torch.randn(5, 6, generator=draw)
+    return Pairs(inputs, inputs[:, :4].sin())
 
 
 class Killed(BaseException):
     """Like a kill: nothing in the loop catches it."""
 
 
-@pytest.mark.parametrize("kill_at", [1, 4, 5, 6, 11])
-def test_a_killed_run_resumed_equals_the_unbroken_one_bit_for_bit(tmp_path, kill_at):
-    settings = Settings(steps=12, warmup=2, save_every=5, validate_every=4)
-    measures = lambda: {"weight": model.project_text.weight.sum().item()}  # noqa: E731
-    model = tiny()
-    torch.manual_seed(3)
-    unbroken = fit(noisy(model), batch_at, settings, validate=measures, bar=False, device="cpu")
-    wanted = {name: tensor.clone() for name, tensor in weights(model).items()}
+QUIET = {"bar": False, "device": "cpu"}
 
-    def kill(row):
-        if row["step"] == kill_at:
-            raise Killed
-
-    model = tiny()
-    torch.manual_seed(3)
-    with pytest.raises(Killed):
-        fit(
-            noisy(model),
-            batch_at,
-            settings,
-            validate=measures,
-            on_step=[kill],
-            run_dir=tmp_path,
-            bar=False,
-            device="cpu",
-        )
-    model = tiny(seed=9)  # a new process starts from anything
-    torch.manual_seed(3 if kill_at < 5 else 77)
-    if kill_at < 5:  # nothing saved yet: the run starts over
-        model = tiny()
-        torch.manual_seed(3)
-    history = fit(noisy(model), batch_at, settings, validate=measures, run_dir=tmp_path, bar=False, device="cpu")
-    for name, tensor in weights(model).items():
-        assert torch.equal(tensor, wanted[name]), name
-    assert [row["loss"] for row in history.steps] == [row["loss"] for row in unbroken.steps]
-    assert history.validation == unbroken.validation
+# ---------------------------------------------------------------------------------------------------------- the loop
 
 
-def noisy(model):
-    """Draw random numbers in every step, as masking does: their state must survive the resume."""
-    plain = type(model).losses
-
-    def losses(batch):
-        batch.images = batch.images + 0.1 * torch.randn_like(batch.images)
-        return plain(model, batch)
-
-    model.losses = losses
-    return model
+def test_one_batch_is_overfit():
+    losses = overfit_one_batch(tiny(noise=0.0, width=64), batch_at(0), steps=150)
+    assert losses[0] > 0.3 and losses[-1] < 0.02
 
 
-def test_a_finished_run_is_not_run_again_and_other_settings_are_refused(tmp_path):
-    settings = Settings(steps=3, save_every=2)
-    fit(tiny(), batch_at, settings, run_dir=tmp_path, bar=False)
-    again = fit(tiny(), lambda step: pytest.fail("trained again"), settings, run_dir=tmp_path, bar=False)
-    assert len(again.steps) == 3
-    with pytest.raises(CheckpointError, match="other settings"):
-        fit(tiny(), batch_at, Settings(steps=4, save_every=2), run_dir=tmp_path, bar=False)
+def test_each_row_of_the_history_says_what_happened():
+    history = fit(tiny(), batch_at, Settings(steps=4), **QUIET)
+    assert [row["step"] for row in history.steps] == [0, 1, 2, 3]
+    for row in history.steps:
+        assert set(row) == {"step", "loss", "squares", "size", "gradient", "seconds"}
+        assert row["loss"] == pytest.approx(row["squares"] + row["size"], rel=1e-5) and row["gradient"] > 0
+    assert history.seconds == history.steps[-1]["seconds"] > 0 and not history.interrupted
 
 
 def test_the_stop_button_keeps_the_history_and_leaves_the_model_usable():
@@ -114,195 +104,481 @@ def test_the_stop_button_keeps_the_history_and_leaves_the_model_usable():
             raise KeyboardInterrupt
 
     model = tiny()
-    history = fit(model, batch_at, Settings(steps=50), on_step=[stop], bar=False)
+    history = fit(model, batch_at, Settings(steps=50), on_step=[stop], **QUIET)
     assert history.interrupted and len(history.steps) == 3 and not model.training
+    assert history.seconds > 0 and "interrupted" in repr(history)
 
 
-def test_one_batch_can_be_learnt_by_heart():
-    losses = overfit_one_batch(tiny(), batch_at(0), steps=60)
-    assert losses[0] > 1.0 and losses[-1] < 0.1
+@pytest.mark.parametrize("what, message", [("loss", r"step 2: loss nan, squares nan, size"), ("gradient", "gradient")])
+def test_what_is_not_finite_stops_training_before_the_weights_change(what, message):
+    model, seen = tiny(), []
+    plain = model.losses
+
+    def losses(batch):
+        seen.append({name: param.detach().clone() for name, param in model.named_parameters()})
+        terms = plain(batch)
+        if len(seen) == 3 and what == "loss":
+            terms["squares"] = terms["squares"] * float("nan")
+        elif len(seen) == 3:
+            terms["root"] = (model.up.weight[0, 0] * 0).sqrt()  # 0, with an infinite derivative
+        return terms
+
+    model.losses = losses
+    with pytest.raises(FloatingPointError, match=message):
+        fit(model, batch_at, Settings(steps=9), **QUIET)
+    assert len(seen) == 3
+    assert all(torch.equal(param, seen[-1][name]) for name, param in model.named_parameters())
 
 
-def test_a_loss_that_is_no_number_stops_with_its_terms():
+def test_validation_is_in_evaluation_mode_without_gradients():
+    model, seen = tiny(), []
+
+    def validate():
+        seen.append((model.training, torch.is_grad_enabled()))
+        return {"measure": torch.tensor(0.5)}
+
+    history = fit(model, batch_at, Settings(steps=5, validate_every=2), validate=validate, **QUIET)
+    assert seen == [(False, False)] * 3
+    assert history.validation == [{"step": step, "measure": 0.5} for step in (1, 3, 4)]
+    model.train()
+    evaluate(model, validate)
+    assert model.training
+
+
+def test_the_numbers_of_a_step_are_fetched_at_once(monkeypatch):
+    """On a GPU each fetch makes the CPU wait for all that was asked so far."""
+    fetched = []
+
+    class Fetches(TorchDispatchMode):  # whatever turns one number of a tensor into one of Python
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func._schema.name == "aten::_local_scalar_dense":
+                fetched.append("one")
+            return func(*args, **(kwargs or {}))
+
+    plain = Tensor.tolist
+    monkeypatch.setattr(Tensor, "tolist", lambda self: fetched.append("list") or plain(self))
     model = tiny()
-    model.losses = lambda batch: {"good": torch.tensor(1.0), "bad": model.log_scale * float("nan")}
-    with pytest.raises(FloatingPointError, match="bad nan"):
-        fit(model, batch_at, Settings(steps=2), bar=False)
+    muon = make_optimizers(model, 1e-3, 0.0, {})[:1]  # AdamW counts its steps on the CPU
+    with Fetches():
+        train_step(model, muon, batch_at(0), Settings(steps=3), 0, torch.autocast("cpu", enabled=False))
+    assert fetched == ["list"]
 
 
-def test_validation_is_not_training():
-    model = tiny()
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_a_step_on_a_gpu_waits_for_it_once():
+    model, settings = tiny().cuda(), Settings(steps=9)
+    optimizers = make_optimizers(model, 1e-3, 0.0, {})
+    batch, autocast = batch_at(0).to("cuda"), torch.autocast("cuda", enabled=False)
+    train_step(model, optimizers, batch, settings, 0, autocast)
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with pytest.warns(UserWarning, match="synchronizing") as warned:
+            train_step(model, optimizers, batch, settings, 1, autocast)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len([w for w in warned if "synchronizing" in str(w.message)]) == 1
+
+
+def test_freed_memory_is_kept_only_during_the_run(monkeypatch):
+    events = []
+
+    class Recorded:
+        def __enter__(self):
+            events.append("kept")
+
+        def __exit__(self, *_):
+            events.append("returned")
+
+    monkeypatch.setattr(loop, "reuse_memory", Recorded)
+    fit(tiny(), batch_at, Settings(steps=2), on_step=[lambda row: events.append(row["step"])], **QUIET)
+    assert events == ["kept", 0, 1, "returned"]
+
+
+# ---------------------------------------------------------------------------------------------------------- prefetch
+
+
+def workers() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("minivlp-prefetch")]
+
+
+def test_the_next_batch_is_prepared_while_this_one_is_used():
+    prepared = [threading.Event() for _ in range(6)]
+    names = []
+
+    def prepare(step):
+        names.append(threading.current_thread().name)
+        prepared[step].set()
+        return 10 * step
+
+    with Prefetch(prepare, range(2, 6)) as batches:
+        for step, batch in batches:
+            assert batch == 10 * step
+            assert step == 5 or prepared[step + 1].wait(5)
+            batches.wait()
+            assert not any(event.is_set() for event in prepared[step + 2 :]), "one step ahead, no more"
+    assert len(names) == 4 and set(names) == {"minivlp-prefetch_0"} and not workers()
+
+
+def test_no_steps_are_no_batches():
+    with Prefetch(lambda step: pytest.fail("prepared"), range(0)) as batches:
+        assert list(batches) == []
+        batches.wait()
+
+
+def broken_at(step: int):
+    def batch(number: int) -> Pairs:
+        if number == step:
+            raise OSError("picture 7.jpg cannot be read")
+        return batch_at(number)
+
+    return batch
+
+
+def test_an_error_in_a_batch_is_raised_at_its_step_with_its_own_traceback():
+    steps = []
+    with pytest.raises(OSError, match="7.jpg") as raised:
+        fit(tiny(), broken_at(3), Settings(steps=9), on_step=[lambda row: steps.append(row["step"])], **QUIET)
+    assert steps == [0, 1, 2]
+    assert "in batch\n    raise OSError" in "".join(traceback.format_tb(raised.tb))
+    assert not workers()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, Killed, ZeroDivisionError])
+def test_the_thread_ends_with_the_run(error):
+    def stop(row):
+        if row["step"] == 1:
+            raise error
+
+    try:
+        fit(tiny(), batch_at, Settings(steps=9), on_step=[stop], **QUIET)
+    except (Killed, ZeroDivisionError):
+        pass
+    assert not workers()
+
+
+def test_validation_and_callbacks_have_the_dataset_for_themselves():
+    busy = threading.Event()
+
+    def slow_batch(step):
+        busy.set()
+        time.sleep(0.02)
+        busy.clear()
+        return batch_at(step)
+
     seen = []
-    fit(
-        model,
-        batch_at,
-        Settings(steps=4, validate_every=2),
-        validate=lambda: seen.append(model.training) or {},
-        bar=False,
-    )
-    assert seen == [False, False]
+    look = lambda *_: seen.append(busy.is_set()) or {}  # noqa: E731
+    fit(tiny(), slow_batch, Settings(steps=5, validate_every=1), validate=look, on_step=[look], **QUIET)
+    assert seen == [False] * 10
 
 
-def test_the_schedule_rises_then_falls():
-    values = [cosine(step, 100, 10) for step in range(100)]
-    assert values[0] == pytest.approx(0.1, rel=0.02) and max(values) == values[10 - 1] or values[10]
-    assert all(a >= b for a, b in zip(values[10:], values[11:], strict=False)) and 0.02 <= values[-1] < 0.03
+# ------------------------------------------------------------------------------------------------------------- kills
 
 
-def test_muon_steps_are_orthogonal_and_blocks_only():
-    matrix = orthogonalise(torch.randn(3, 16, 48))
-    spread = torch.linalg.svdvals(matrix)
-    assert spread.min() > 0.5 and spread.max() < 1.4
+def measure_of(model):
+    return lambda: {"weight": model.up.weight.sum().item(), "noise": torch.rand(()).item()}
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    """The run that no kill may change: final weights, history, and the log."""
+    folder = tmp_path_factory.mktemp("unbroken") / "run"
     model = tiny()
-    muon, adam = make_optimisers(model, 1e-3, 0.05, {"project_": 2.0})
-    assert isinstance(muon, Muon)
-    inner = {id(p) for group in muon.param_groups for p in group["params"]}
-    assert inner == {id(p) for n, p in model.named_parameters() if "blocks." in n and p.ndim == 2}
-    everything = [p for o in (muon, adam) for group in o.param_groups for p in group["params"]]
-    assert len(everything) == len(list(model.parameters())) == len({id(p) for p in everything})
-    double = [p for group in adam.param_groups if group["multiple"] == 2.0 for p in group["params"]]
-    assert {id(p) for p in double} == {id(model.project_image.weight), id(model.project_text.weight)}
+    history = fit(model, batch_at, KILLED, validate=measure_of(model), run_dir=folder, **QUIET)
+    return weights(model), history, log_of(folder)
 
 
-def test_muon_treats_fused_projections_as_the_squares_they_are():
-    torch.manual_seed(0)
-    fused = nn.Parameter(torch.randn(24, 8))
-    parts = [nn.Parameter(p.clone()) for p in fused.detach().split(8)]
-    gradient = torch.randn(24, 8)
-    fused.grad = gradient.clone()
-    for part, piece in zip(parts, gradient.split(8), strict=True):
-        part.grad = piece.clone()
-    Muon([fused], 0.1, 0.0).step()
-    Muon(parts, 0.1, 0.0).step()
-    assert torch.allclose(fused, torch.cat(list(parts)), atol=1e-6)
+KILLED = Settings(steps=12, warmup=2, save_every=5, validate_every=4)
 
 
-def test_a_model_comes_back_from_its_file(tmp_path):
-    model = tiny().eval()
-    save_model(model, tmp_path / "m.safetensors", trained_on="nothing")
-    again = load_model(CLIP, tmp_path / "m.safetensors")
-    assert again.config == model.config
-    batch = batch_at(0)
-    assert torch.equal(model.similarity(batch.images, batch.ids, batch.mask),
-                       again.similarity(batch.images, batch.ids, batch.mask))  # fmt: skip
-    assert load_tensors(tmp_path / "m.safetensors")[1]["trained_on"] == "nothing"
+def log_of(folder: Path) -> list[dict]:
+    """The rows of a log, without seconds."""
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
 
 
-@pytest.mark.parametrize("preset", ["nano", "small", "paper"])
-@pytest.mark.parametrize("model", MODELS)
-def test_every_config_comes_back_from_json(model, preset):
-    config = getattr(MODELS[model].Config, preset)()  # X-VLM's paper() has a subclass as its image tower
-    stored = json.loads(json.dumps(dataclasses.asdict(config)))
-    assert checkpoint.build_config(MODELS[model].Config, stored) == config
+def resumed(folder: Path, **options):
+    """The run of `unbroken` in this folder. A new process starts from anything, unless nothing was saved."""
+    begun = (folder / "state.safetensors").exists()
+    model = tiny(seed=77 if begun else 0)
+    return model, fit(model, batch_at, KILLED, validate=measure_of(model), run_dir=folder, **QUIET, **options)
 
 
-def test_a_model_with_another_kind_of_tower_comes_back_from_its_file(tmp_path):
-    config = XVLMConfig.nano(50)
-    block = dataclasses.replace(config.image.block, width=16)
-    swin = SwinConfig(64, 16, 3, block, first_patch=8, depths=(1, 1), heads=(1, 2), window=4)
-    model = XVLM(dataclasses.replace(config, image=swin)).eval()
-    save_model(model, tmp_path / "m.safetensors")
-    again = load_model(XVLM, tmp_path / "m.safetensors")
-    images = torch.randn(2, 3, 64, 64)
-    assert again.config == model.config
-    assert torch.equal(again.encode_image(images), model.encode_image(images))
+def check(folder: Path, unbroken, model, history, complete_log: bool = True) -> None:
+    wanted, expected, log = unbroken
+    for name, tensor in weights(model).items():
+        assert torch.equal(tensor, wanted[name]), name
+    if complete_log:
+        assert [row["loss"] for row in history.steps] == [row["loss"] for row in expected.steps]
+        assert history.validation == expected.validation
+        assert log_of(folder) == log
+    assert model.steps_taken == 12
+    assert not list(folder.glob("*.part"))
 
 
-def test_wrong_keys_are_listed_in_groups(tmp_path):
-    model, source = tiny(), dict(weights(tiny()))
-    del source["log_scale"]
-    source["surprise"] = torch.zeros(1)
-    source["project_text.weight"] = torch.zeros(3, 3)
-    before = model.project_image.weight.clone()
-    source["project_image.weight"] = torch.ones_like(before)
-    with pytest.raises(CheckpointError) as error:
-        set_weights(model, source, "some.safetensors")
-    for part in (
-        "some.safetensors",
-        "missing: log_scale",
-        "not in this model: surprise",
-        "(3, 3) there and (8, 16) here",
-    ):
-        assert part in str(error.value)
-    assert torch.equal(model.project_image.weight, before), "nothing is copied when something does not fit"
+@pytest.mark.parametrize("kill_at", [0, 1, 4, 5, 6, 11])
+def test_a_killed_run_resumed_equals_the_unbroken_one_bit_for_bit(tmp_path, unbroken, kill_at):
+    def kill(row):
+        if row["step"] == kill_at:
+            raise Killed
+
+    with pytest.raises(Killed):
+        resumed(tmp_path, on_step=[kill])
+    check(tmp_path, unbroken, *resumed(tmp_path))
 
 
-@pytest.mark.parametrize("damage", ["absent", "cut", "text", "empty", "other model", "other config"])
-def test_damaged_checkpoints_are_named(tmp_path, damage):
-    path = tmp_path / "m.safetensors"
-    save_model(tiny(), path)
-    whole = path.read_bytes()
+@pytest.mark.parametrize("save", [1, 2, 3])
+@pytest.mark.parametrize("moment", ["half a line", "whole rows", "half a state", "new state"])
+def test_a_kill_while_saving_loses_nothing(tmp_path, unbroken, monkeypatch, moment, save):
+    saves = []
+
+    def killed_save(path, tensors, notes):
+        saves.append(path)
+        if len(saves) < save:
+            return save_tensors(path, tensors, notes)
+        if moment == "half a line":
+            log = path.with_name("log.jsonl")
+            log.write_bytes(log.read_bytes()[:-20])
+        elif moment == "half a state":
+            path.with_name("state.safetensors.1.part").write_bytes(b"half")
+        elif moment == "new state":
+            save_tensors(path, tensors, notes)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "save_tensors", killed_save)
+        with pytest.raises(Killed):
+            resumed(tmp_path)
+    model, history = resumed(tmp_path)
+    (tmp_path / "state.safetensors.1.part").unlink(missing_ok=True)
+    check(tmp_path, unbroken, model, history)
+
+
+@pytest.mark.parametrize("damage", ["absent", "empty", "first rows", "garbage in between", "zeros at the end"])
+def test_a_damaged_log_does_not_stop_a_whole_state(tmp_path, unbroken, damage):
+    def kill(row):
+        if row["step"] == 8:
+            raise Killed
+
+    with pytest.raises(Killed):
+        resumed(tmp_path, on_step=[kill])
+    log = tmp_path / "log.jsonl"
+    lines = log.read_bytes().splitlines(keepends=True)
     if damage == "absent":
-        path.unlink()
-    elif damage == "other model":
-        checkpoint.save_tensors(path, {}, {"model": "ViLT", "config": {}})
-    elif damage == "other config":
-        checkpoint.save_tensors(path, {}, {"model": "CLIP", "config": {"depth": 3}})
+        log.unlink()
     else:
-        path.write_bytes({"cut": whole[: len(whole) // 2], "text": b"hello, world", "empty": b""}[damage])
-    with pytest.raises(CheckpointError, match=str(path)):
-        load_model(CLIP, path)
+        changed = {
+            "empty": b"",
+            "first rows": b"".join(lines[3:]),
+            "garbage in between": lines[0] + b'\xff{"step": 1\n[1]\n' + b"".join(lines[1:]),
+            "zeros at the end": b"".join(lines) + bytes(64),
+        }
+        log.write_bytes(changed[damage])
+    model, history = resumed(tmp_path)
+    whole = damage in ("garbage in between", "zeros at the end")
+    check(tmp_path, unbroken, model, history, complete_log=whole)
+    assert [row["step"] for row in history.steps][-7:] == [5, 6, 7, 8, 9, 10, 11]
+    assert history.seconds >= history.steps[-1]["seconds"] > 0
+    assert len(log_of(tmp_path)) == len(history.steps) + len(history.validation)
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "m.safetensors"
-    save_model(tiny(), path)
-    old = path.read_bytes()
-
-    def full_disk(tensors, target, metadata):
-        target.write_bytes(b"half")
-        raise OSError("no space left")
-
-    monkeypatch.setattr(checkpoint, "save_file", full_disk)
-    with pytest.raises(OSError):
-        save_model(tiny(seed=1), path)
-    assert path.read_bytes() == old and list(tmp_path.iterdir()) == [path]
+PROGRAM = """
+import sys
+sys.path[:0] = {paths!r}
+import torch
+from test_training import batch_at, tiny
+from minivlp.training.loop import Settings, fit
+fit(tiny(), batch_at, Settings(steps=600, save_every=1), run_dir=sys.argv[1], bar=False, device="cpu")
+"""
 
 
-def small_xvlm(seed=0, width=16) -> XVLM:
-    torch.manual_seed(seed)
-    block = BlockConfig(width, 2, 32)
-    return XVLM(XVLMConfig(ImageConfig(16, 8, 1, block), TextConfig(20, 6, 1, block), 1, 8))
+def test_a_process_killed_anywhere_goes_on(tmp_path):
+    """With a save in every step, a kill hits one of them."""
+    program = PROGRAM.format(paths=[str(Path(__file__).parent), str(Path(__file__).parents[1])])
+    log = tmp_path / "log.jsonl"
+    for wanted in (3, 40):
+        process = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stderr=subprocess.PIPE, text=True)
+        while not (log.exists() and log.read_bytes().count(b"\n") >= wanted):
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.001)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stderr.close()
+    saved = load_tensors(tmp_path / "state.safetensors")[1]["step"]
+    model = tiny(seed=9)
+    settings = Settings(steps=600, save_every=1)
+    history = fit(model, batch_at, settings, run_dir=tmp_path, on_step=[stop_after(saved + 3)], **QUIET)
+    expected = fit(tiny(), batch_at, settings, on_step=[stop_after(saved + 3)], **QUIET)
+    assert [row["loss"] for row in history.steps] == [row["loss"] for row in expected.steps]
 
 
-def test_a_model_starts_from_anothers_towers_and_keeps_its_own_heads(tmp_path):
-    towers, model = small_xvlm(0), small_xvlm(1)
-    heads = {name: tensor.clone() for name, tensor in weights(model).items() if "head" in name}
-    save_model(towers, tmp_path / "towers.safetensors")
-    copied = start_from(model, tmp_path / "towers.safetensors")
-    own, theirs = weights(model), weights(towers)
-    assert {name.split(".")[0] for name in copied} == {
-        "image", "text", "fusion", "project_image", "project_text", "temperature",
-    }  # fmt: skip
-    assert all(torch.equal(own[name], theirs[name]) for name in copied)
-    assert heads and all(torch.equal(own[name], heads[name]) for name in heads)
+def stop_after(step: int):
+    def stop(row):
+        if row["step"] == step:
+            raise KeyboardInterrupt
+
+    return stop
 
 
-def test_towers_that_do_not_fit_change_nothing_and_are_named(tmp_path):
-    save_model(small_xvlm(0, width=32), tmp_path / "wide.safetensors")
-    model = small_xvlm(1)
-    before = {name: tensor.clone() for name, tensor in weights(model).items()}
-    with pytest.raises(CheckpointError, match=r"wide.safetensors do not fit XVLM: .*image"):
-        start_from(model, tmp_path / "wide.safetensors")
-    assert all(torch.equal(before[name], tensor) for name, tensor in weights(model).items())
-    checkpoint.save_tensors(tmp_path / "other.safetensors", {"something": torch.ones(1)}, {})
-    with pytest.raises(CheckpointError, match="holds no towers"):
-        start_from(model, tmp_path / "other.safetensors")
+# ----------------------------------------------------------------------------------------------------- the run folder
 
 
-def test_a_recipe_mixes_batches_of_regions_and_of_pairs():
-    recipe = replace(RECIPES["xvlm"]["quick"], batch_size=4, pairs_between=True, wrong_captions=True, frozen=("image",))
-    tokenizer, scenes = load_tokenizer(), Scenes(20)
-    batch_at = recipe.batches(scenes, tokenizer, seed=1)
-    assert [batch_at(step).region_boxes is None for step in range(4)] == [False, True, False, True]
-    assert torch.equal(batch_at(3).ids, recipe.batches(scenes, tokenizer, seed=1)(3).ids)
-    assert batch_at(0).wrong_ids is not None
-    model = recipe.build(XVLM, len(tokenizer))
-    still = {name.split(".")[0] for name, param in model.named_parameters() if not param.requires_grad}
-    assert still == {"image"}
+def test_a_finished_run_is_not_run_again(tmp_path):
+    settings = Settings(steps=3, save_every=2)
+    fit(tiny(), batch_at, settings, run_dir=tmp_path, **QUIET)
+    again = fit(tiny(), lambda step: pytest.fail("trained again"), settings, run_dir=tmp_path, **QUIET)
+    assert len(again.steps) == 3 and again.seconds > 0
 
 
-def test_words_that_name_nothing_are_known_by_their_ids():
-    vocabulary = load_tokenizer().get_vocab()
-    assert sorted(EMPTY[7:]) == sorted(vocabulary[word] for word in FUNCTION_WORDS if word in vocabulary)
-    assert EMPTY[:7] == tuple(range(7))
+def test_another_run_is_refused_and_every_difference_named(tmp_path):
+    identity = {"seed": 0, "options": {"data": "scenes", "frozen": None}}
+    settings = Settings(steps=3, save_every=2, lr_multipliers={"up.": 2.0})
+    fit(tiny(), batch_at, settings, run_dir=tmp_path, identity=identity, **QUIET)
+    state = (tmp_path / "state.safetensors").read_bytes()
+    other = {"seed": 1, "options": {"data": "scenes", "frozen": None, "tower": "vit"}}
+    changed = replace(settings, steps=4, lr_multipliers={})
+    model = tiny(width=16)
+    model.up.requires_grad_(False)
+    with pytest.raises(CheckpointError) as raised:
+        fit(model, batch_at, changed, run_dir=tmp_path, identity=other, **QUIET)
+    for part in (
+        f"{tmp_path} holds another run",
+        "model.config.width: there 8, now 16",
+        "model.trainable_parameters: there 92, now 68",
+        "settings.steps: there 3, now 4",
+        "settings.lr_multipliers.up.: there 2.0, now absent",
+        "seed: there 0, now 1",
+        'options.tower: there absent, now "vit"',
+        "choose another folder, or delete this one",
+    ):
+        assert part in str(raised.value)
+    assert "options.data" not in str(raised.value) and "class" not in str(raised.value)
+    assert (tmp_path / "state.safetensors").read_bytes() == state
+    assert len(fit(tiny(), batch_at, settings, run_dir=tmp_path, identity=identity, **QUIET).steps) == 3
+
+
+def test_another_class_of_model_is_another_run(tmp_path):
+    class Other(Model):
+        pass
+
+    fit(tiny(), batch_at, Settings(steps=1), run_dir=tmp_path, **QUIET)
+    with pytest.raises(CheckpointError, match='model.class: there "Model", now "Other"'):
+        fit(Other(Config()), batch_at, Settings(steps=1), run_dir=tmp_path, **QUIET)
+
+
+def test_an_identity_may_hold_whatever_can_be_written(tmp_path):
+    identity = {"path": Path("a/b"), "pair": (1, 2)}
+    for _ in range(2):
+        with RunFolder(tmp_path, identity):
+            pass
+    assert json.loads((tmp_path / "run.json").read_text()) == {"path": os.path.join("a", "b"), "pair": [1, 2]}
+
+
+@pytest.mark.parametrize("name", ["state.safetensors", "log.jsonl"])
+def test_files_of_unknown_origin_are_not_touched(tmp_path, name):
+    (tmp_path / name).write_text("precious")
+    with pytest.raises(CheckpointError, match=f"has {name}, but no run.json"):
+        fit(tiny(), batch_at, Settings(steps=1), run_dir=tmp_path, **QUIET)
+    assert [path.name for path in tmp_path.iterdir()] == [name] and (tmp_path / name).read_text() == "precious"
+
+
+def test_an_identity_that_cannot_be_read_is_said(tmp_path):
+    (tmp_path / "run.json").write_text('{"seed": ')
+    with pytest.raises(CheckpointError, match="run.json cannot be read"):
+        fit(tiny(), batch_at, Settings(steps=1), run_dir=tmp_path, **QUIET)
+
+
+@pytest.mark.skipif(run.fcntl is None, reason="no file locks here")
+def test_two_processes_cannot_train_in_one_folder(tmp_path):
+    refused = []
+
+    def second(row):
+        with pytest.raises(CheckpointError, match="in use by another training process") as raised:
+            fit(tiny(), batch_at, Settings(steps=3), run_dir=tmp_path, **QUIET)
+        refused.append(raised)
+
+    fit(tiny(), batch_at, Settings(steps=1), on_step=[second], run_dir=tmp_path, **QUIET)
+    assert refused
+    with pytest.raises(CheckpointError, match="another run"):  # the lock is gone: this is about the settings
+        fit(tiny(), batch_at, Settings(steps=3), run_dir=tmp_path, **QUIET)
+
+
+def test_the_log_is_appended_at_each_save(tmp_path):
+    log, sizes, starts = tmp_path / "log.jsonl", [], []
+
+    def look(row):
+        if log.exists():
+            sizes.append(log.stat().st_size)
+            starts.append((log.stat().st_ino, log.read_bytes()[: sizes[0]]))
+
+    fit(tiny(), batch_at, Settings(steps=9, save_every=3), on_step=[look], run_dir=tmp_path, **QUIET)
+    assert len(set(sizes)) == 2 and len(set(starts)) == 1, "two saves seen from within, always the same file"
+    assert len(log_of(tmp_path)) == 9
+
+
+def test_differences_are_told_field_by_field():
+    there = {"a": {"b": 1, "c": [1, 2]}, "same": {"x": None}}
+    now = {"a": {"b": 2, "d": "é"}, "same": {"x": None}}
+    assert differences(there, now) == [
+        "a.b: there 1, now 2",
+        "a.c: there [1, 2], now absent",
+        'a.d: there absent, now "é"',
+    ]
+    assert differences(there, there) == []
+
+
+def test_the_random_state_comes_back():
+    state, drawn = random_state(), torch.rand(3)
+    torch.rand(7)
+    set_random_state(state)
+    assert torch.equal(torch.rand(3), drawn)
+    set_random_state({**state, "cuda:9": state["cpu"], "mps": state["cpu"]} if not torch.cuda.is_available() else state)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_the_random_state_of_every_gpu_comes_back():
+    torch.cuda.init()
+    state = random_state()
+    drawn = [torch.rand(3, device=f"cuda:{n}") for n in range(torch.cuda.device_count())]
+    set_random_state(state)
+    assert all(torch.equal(torch.rand(3, device=tensor.device), tensor) for tensor in drawn)
+
+
+class Words:
+    """As much of a tokenizer as a fingerprint needs."""
+
+    def __init__(self, *words):
+        self.words = words
+
+    def get_vocab(self):
+        return {word: number for number, word in enumerate(self.words)}
+
+
+def test_tokenizers_are_told_apart_by_what_they_number():
+    one = tokenizer_fingerprint(Words("a", "b", "c"))
+    assert one.startswith("3 tokens, ") and one == tokenizer_fingerprint(Words("a", "b", "c"))
+    assert len({one, tokenizer_fingerprint(Words("b", "a", "c")), tokenizer_fingerprint(Words("a", "b"))}) == 3
+
+
+class Captions:
+    """As much of a dataset as an identity needs."""
+
+    def __init__(self, *captions):
+        self.texts = captions
+
+    def __len__(self):
+        return len(self.texts)
+
+    def captions(self, row):
+        return [self.texts[row]]
+
+    def image_id(self, row):
+        return row
+
+
+def test_data_are_told_apart_by_their_captions():
+    one = run.run_identity(Captions("a dog", "a cat"), Words("a"), 3, init_from="towers")
+    assert one == run.run_identity(Captions("a dog", "a cat"), Words("a"), 3, init_from="towers")
+    assert one["seed"] == 3 and one["options"] == {"init_from": "towers"}
+    assert one["data"]["description"] == "Captions", "not the address of an object"
+    other = run.run_identity(Captions("a dog", "a cow"), Words("a"), 3, init_from="towers")
+    assert [line.split(":")[0] for line in differences(one, other)] == ["data.hash"]

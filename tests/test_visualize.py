@@ -16,12 +16,13 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 from torch import nn
 
-from minivlp.data.batch import Region, Sample
+from minivlp.data.batch import Region, Sample, Text
 from minivlp.evaluation.score import Score
 from minivlp.layers.attention import Attention, record_attention
 from minivlp.models.clip import CLIP, CLIPConfig
+from minivlp.models.vilt import ViLT, ViLTConfig
 from minivlp.visualize import drawing
-from minivlp.visualize.attention import cls_map, grad_cam, rollout, to_grid, word_patch_similarity
+from minivlp.visualize.attention import cls_map, grad_cam, joint_map, rollout, to_grid, word_patch_similarity
 from minivlp.visualize.drawing import ink
 
 plt.switch_backend("Agg")  # no window, wherever the tests run
@@ -31,6 +32,11 @@ plt.switch_backend("Agg")  # no window, wherever the tests run
 def clip():
     config = CLIPConfig.nano(50)
     return CLIP(dataclasses.replace(config, image=dataclasses.replace(config.image, layers=2))).eval()
+
+
+def text_of(ids):
+    """The ids as a Text; 0 is padding."""
+    return Text(ids, ids > 0)
 
 
 def soft(*shape):
@@ -114,11 +120,11 @@ def test_grad_cam_lights_what_speaks_for_the_score_and_nothing_else():
 
 def test_grad_cam_says_what_is_missing(clip):
     model = OneLayer()
-    with pytest.raises(KeyError, match="left image.0.self"):
+    with pytest.raises(KeyError, match="has image.0.self"):
         grad_cam(model, lambda: model().sum(), ["fusion.0.cross"])
-    images, ids = torch.randn(1, 3, 64, 64), torch.tensor([[1, 2]])
+    images, text = torch.randn(1, 3, 64, 64), text_of(torch.tensor([[1, 2]]))
     with pytest.raises(ValueError, match="does not depend on text.0.self"):
-        grad_cam(clip, lambda: (clip.encode_text(ids, ids > 0), clip.encode_image(images))[1][:, 0], ["text.0.self"])
+        grad_cam(clip, lambda: (clip.encode_text(text), clip.encode_image(images))[1][:, 0], ["text.0.self"])
     frozen = OneLayer().requires_grad_(False)
     with pytest.raises(ValueError, match="no gradient"):
         grad_cam(frozen, lambda: frozen()[:, 0, 2], ["image.0.self"])
@@ -126,15 +132,29 @@ def test_grad_cam_says_what_is_missing(clip):
 
 def test_word_patch_similarity_equals_the_cosines_one_by_one(clip):
     images, ids = torch.randn(2, 3, 64, 64), torch.randint(7, 50, (2, 5))
-    mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
-    found = word_patch_similarity(clip, images, ids, mask)
+    ids[1, 3:] = 0
+    text = text_of(ids)
+    found = word_patch_similarity(clip, images, text)
     assert found.shape == (2, 5, 64) and not found[1, 3:].any()
     with torch.no_grad():
-        patch = clip.project_image(clip.encode_image(images)[1, 1 + 17])
-        word = clip.project_text(clip.encode_text(ids, mask)[1, 2])
+        patch = clip.itc_head.project_image(clip.encode_image(images)[1, 1 + 17])
+        word = clip.itc_head.project_text(clip.encode_text(text)[1, 2])
     assert found[1, 2, 17].item() == pytest.approx(torch.cosine_similarity(word, patch, 0).item(), abs=1e-5)
     with pytest.raises(TypeError, match="cross-attention"):
-        word_patch_similarity(OneLayer(), images, ids, mask)
+        word_patch_similarity(OneLayer(), images, text)
+
+
+def test_joint_map_is_the_text_rows_and_patch_columns():
+    model, images = ViLT(ViLTConfig.nano(50)).eval(), torch.randn(2, 3, 64, 64)
+    text = text_of(torch.tensor([[1, 9, 8, 2], [1, 9, 2, 0]]))
+    with torch.no_grad(), record_attention(model) as maps:
+        model.match(images, text)
+    layers = [maps[f"joint.{n}.self"] for n in range(4)]  # (B, H, 4 + 1 + 64, 4 + 1 + 64)
+    found = joint_map(layers[2], 4)
+    assert found.shape == (2, 4, 64)
+    assert found[1, 2, 63].item() == pytest.approx(layers[2][1, :, 2, -1].mean().item())
+    rolled = rollout(layers)
+    assert joint_map(rolled, 4)[0, 0, 0].item() == pytest.approx(rolled[0, 0, 5].item())
 
 
 # -------------------------------------------------------------------------------------------------------------- figures
@@ -150,7 +170,7 @@ def scores(value):
 
 
 def history():
-    rows = [{"step": i, "loss": 3.0 - i / 50, "contrastive": 3.0 - i / 50, "gradient": 1.0} for i in range(100)]
+    rows = [{"step": i, "loss": 3.0 - i / 50, "itc": 3.0 - i / 50, "gradient": 1.0} for i in range(100)]
     return SimpleNamespace(steps=rows, validation=[{"step": 49, "R@1": 0.3}, {"step": 99, "R@1": 0.7}])
 
 
@@ -214,10 +234,10 @@ def test_heat_glows_where_the_weight_is():
     ax.set_position((0, 0, 1, 1))
     drawing.heat(ax, np.full((40, 80, 3), 128, np.uint8), weights)
     picture = pixels(figure)[..., :3].astype(float)
-    colour = picture.max(-1) - picture.min(-1)
-    y, x = np.unravel_index(colour.argmax(), colour.shape)
+    color = picture.max(-1) - picture.min(-1)
+    y, x = np.unravel_index(color.argmax(), color.shape)
     assert 0.7 < y / len(picture) < 1 and 0.1 < x / picture.shape[1] < 0.28
-    assert colour[: len(picture) // 2].max() < 5  # elsewhere the picture stays grey
+    assert color[: len(picture) // 2].max() < 5  # elsewhere the picture stays gray
 
 
 def test_boxes_are_drawn_where_they_are():
@@ -249,7 +269,7 @@ def test_retrieval_grid_orders_by_similarity_and_marks_the_right_image():
 def test_curves_show_each_quantity_once():
     figure = drawing.training_curves(history())
     titles = [ax.get_title(loc="left") for ax in figure.axes]
-    assert [title.split(":")[0] for title in titles if title] == ["loss", "R@1"]  # `contrastive` only repeats the loss
+    assert [title.split(":")[0] for title in titles if title] == ["loss", "R@1"]  # `itc` only repeats the loss
     assert "R@1: 0.70" in titles
     rows = history().steps  # as read back from a log
     assert drawing.training_curves(rows, ["gradient"]).axes[0].get_title(loc="left") == "gradient: 1.00"

@@ -21,7 +21,7 @@ from PIL import Image
 from minivlp.data.batch import Region, to_tensor
 from minivlp.data.noise import NoisyCaptions
 from minivlp.data.scenes import Scenes
-from minivlp.data.text import encode, load_tokenizer
+from minivlp.data.text import load_tokenizer, tokenize
 from minivlp.layers.attention import record_attention
 from minivlp.models.clip import CLIP, CLIPConfig
 from minivlp.models.vilt import ViLT, ViLTConfig
@@ -129,7 +129,7 @@ def test_shares_sum_to_one_and_follow_layer_and_head():
     np.testing.assert_allclose(widget.shares(), alone / alone.sum(axis=1, keepdims=True), rtol=1e-6)
 
 
-def test_it_begins_with_the_last_layer_and_the_word_that_looks_at_one_place_most():
+def test_it_begins_with_the_last_layer_and_the_word_with_the_sharpest_map():
     attention = np.ones((2, 1, 4, 6), np.float32)
     attention[1, 0, 2, 5] = 9
     widget = viewer(attention=torch.from_numpy(attention), boxes=[Region(BOX, "c"), ("d", BOX)])
@@ -158,22 +158,22 @@ def test_attention_of_a_model_with_cross_attention(xvlm, scene, tokenizer):
     caption = scene.captions[0] + " zyx"  # the last word falls to pieces
     widget = AttentionViewer.of(xvlm, scene.image, caption, tokenizer, scene.regions)
     assert xvlm.training  # left as it was
-    ids, mask = encode(tokenizer, [caption], 40)
+    text = tokenize(tokenizer, [caption], 40)
     xvlm.eval()
     with torch.no_grad(), record_attention(xvlm) as maps:
-        xvlm.match(to_tensor(scene.image[None]), ids, mask)
+        xvlm.match(to_tensor(scene.image[None]), text)
     xvlm.train()
     last = max(name for name in maps if name.endswith(".cross"))
     kept = maps[last][0, :, :, 1:].numpy()  # (H, L, P)
     assert widget.words[0] == caption.split()[0] and len(widget.words) == len(caption.split())
     np.testing.assert_allclose(widget.weights[-1, :, 0], kept[:, 1], rtol=1e-5)  # token 0 is [CLS]
-    pieces = range(len(widget.words), ids.shape[1] - 1)  # the last word's, up to [SEP]
+    pieces = range(len(widget.words), text.length - 1)  # the last word's, up to [SEP]
     assert len(pieces) > 1
     np.testing.assert_allclose(widget.weights[-1, :, -1], kept[:, list(pieces)].mean(axis=1), rtol=1e-5)
     assert tuple(widget.grid) == (8, 8)
 
 
-def test_attention_of_a_model_without_is_the_nearness_of_words_and_patches(scene, tokenizer):
+def test_a_dual_encoder_shows_the_cosines_of_words_and_patches(scene, tokenizer):
     clip = CLIP(CLIPConfig.nano(len(tokenizer)))
     widget = AttentionViewer.of(clip, Image.fromarray(scene.image), scene.captions[0], tokenizer)
     assert widget.shape == [1, 1, len(widget.words), 64]
@@ -185,14 +185,22 @@ def test_attention_of_a_model_without_is_the_nearness_of_words_and_patches(scene
 def test_attention_of_a_single_stream_is_cut_out_of_its_map(scene, tokenizer):
     model = ViLT(ViLTConfig.nano(len(tokenizer))).eval()
     widget = AttentionViewer.of(model, scene.image, scene.captions[0], tokenizer)
-    ids, mask = encode(tokenizer, [scene.captions[0]], 40)
+    text = tokenize(tokenizer, [scene.captions[0]], 40)
     with torch.no_grad(), record_attention(model) as maps:
-        model.match(to_tensor(scene.image[None]), ids, mask)
-    length = ids.shape[1]
+        model.match(to_tensor(scene.image[None]), text)
+    length = text.length
     assert widget.shape == [len(model.joint.blocks), model.config.image.block.heads, len(widget.words), 64]
     for layer in range(widget.shape[0]):
         kept = maps[f"joint.{layer}.self"][0, :, 1, length + 1 :]  # the first word, after [CLS]; its patches
         np.testing.assert_allclose(widget.weights[layer, :, 0], kept.numpy(), rtol=1e-5)
+
+
+def test_images_need_not_be_square(scene, tokenizer):
+    config = XVLMConfig.nano(len(tokenizer))
+    model = XVLM(dataclasses.replace(config, image=dataclasses.replace(config.image, image_size=(32, 48))))
+    widget = AttentionViewer.of(model, PIXELS, "a dog", tokenizer)
+    assert tuple(widget.grid) == (4, 6) and widget.shape[-1] == 24
+    assert Grounder.of(model, PIXELS, tokenizer, ["a dog"]).phrases == ["a dog"]
 
 
 def test_layers_come_in_their_order_and_words_before_patches():
@@ -207,18 +215,18 @@ def test_layers_come_in_their_order_and_words_before_patches():
 
 def test_any_maps_can_be_shown_under_their_names(xvlm, scene, tokenizer):
     caption = scene.captions[0]
-    ids, mask = encode(tokenizer, [caption], 40)
+    text = tokenize(tokenizer, [caption], 40)
     images = to_tensor(scene.image[None])
-    cams = grad_cam(xvlm, lambda: xvlm.match(images, ids, mask), ["fusion.1.cross"])
+    cams = grad_cam(xvlm, lambda: xvlm.match(images, text), ["fusion.1.cross"])
     cam = cams["fusion.1.cross"][0, :, 1:]  # (L, P)
-    plan = torch.rand(2, ids.shape[1], 64)
+    plan = torch.rand(2, text.length, 64)
     widget = AttentionViewer.of(xvlm, scene.image, caption, tokenizer, maps={"Grad-CAM": cam, "transport plan": plan})
     assert widget.names == ["Grad-CAM", "transport plan"] and widget.shape == [2, 1, len(widget.words), 64]
     np.testing.assert_allclose(widget.weights[0, 0, 0], cam[1])  # the first word, after [CLS]
     np.testing.assert_allclose(widget.weights[1, 0, 1], plan[:, 2].mean(dim=0), rtol=1e-6)
     alone = AttentionViewer.of(xvlm, scene.image, caption, tokenizer, maps=plan)
     assert alone.shape == [1, 2, len(widget.words), 64] and alone.names == []
-    with pytest.raises(ValueError, match=rf"maps of 3 tokens, but .* has {ids.shape[1]}, \[CLS\]"):
+    with pytest.raises(ValueError, match=rf"maps of 3 tokens, but .* has {text.length}, including \[CLS\]"):
         AttentionViewer.of(xvlm, scene.image, caption, tokenizer, maps=plan[:, :3])
     with pytest.raises(ValueError, match="1 names for 2 layers"):
         viewer(names=["one"])
@@ -260,7 +268,7 @@ def test_answers_can_be_given_instead_of_a_model():
     with pytest.raises(KeyError, match="no `ground` function"):
         widget.ask("a dog")
     with pytest.raises(TypeError, match="no `describe` function"):
-        widget.look_at(BOX)
+        widget.describe_box(BOX)
     with pytest.raises(ValueError, match="give a dict"):
         Grounder(PIXELS, phrases=["a cup"])
 
@@ -269,19 +277,19 @@ def test_grounding_with_a_model(xvlm, scene, tokenizer):
     phrases = [region.phrase for region in scene.regions]
     widget = Grounder.of(xvlm, scene.image, tokenizer, phrases)
     assert widget.phrases == list(widget.known) == list(dict.fromkeys(phrases)) and xvlm.training
-    ids, mask = encode(tokenizer, phrases[:1], 40)
+    text = tokenize(tokenizer, phrases[:1], 40)
     xvlm.eval()
     with torch.no_grad():
         image = to_tensor(scene.image[None])
-        box = xvlm.ground(image, ids, mask)
-        fit = xvlm.match_regions(image, box, torch.tensor([0]), ids, mask).item()  # with what is in the box
+        box = xvlm.ground(image, text)
+        fit = xvlm.match_regions(image, box, torch.tensor([0]), text).item()  # with what is in the box
         box = box[0].tolist()
     xvlm.train()
     np.testing.assert_allclose(widget.known[phrases[0]], [*box, fit], atol=1e-5)
     untrained = XVLM(dataclasses.replace(xvlm.config, losses=("itc", "box_l1", "box_giou")))
     silent = Grounder.of(untrained, scene.image, tokenizer, phrases)
     assert silent.known[phrases[0]][4] is None  # a matching head that was never trained is not asked
-    scores = [score for _, score in widget.look_at(BOX)["items"]]
+    scores = [score for _, score in widget.describe_box(BOX)["items"]]
     assert scores == sorted(scores, reverse=True) and len(scores) > 1
     with pytest.raises(TypeError, match="no `ground`"):
         Grounder.of(CLIP(CLIPConfig.nano(len(tokenizer))), scene.image, tokenizer, phrases)
@@ -339,7 +347,7 @@ def test_few_points_are_sent_and_gaps_and_ends_are_among_them():
 
 def test_rows_of_the_training_loop_become_curves():
     live = LiveCurves()
-    live.log_row({"step": 3, "loss": 2.0, "contrastive": 2.0, "gradient": 9.0, "seconds": 1.0})
+    live.log_row({"step": 3, "loss": 2.0, "itc": 2.0, "gradient": 9.0, "seconds": 1.0})
     live.log_row({"step": 4, "loss": 5.0, "itc": 2.0, "itm": 3.0, "gradient": 9.0, "seconds": 1.0})
     assert live.history == {"loss": [(3, 2.0), (4, 5.0)], "itc": [(4, 2.0)], "itm": [(4, 3.0)]}, (
         "one term is drawn once"

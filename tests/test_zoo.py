@@ -1,10 +1,9 @@
-"""The list of models: what stands in docs/zoo.md is what the code says, and what it says of weights is so."""
+"""The table of models: docs/zoo.md is up to date, and the weights it names are those that load."""
 
 from pathlib import Path
 
-from minivlp.pretrained.loading import RELEASES
-from minivlp.pretrained.origins import WEIGHTS
-from minivlp.zoo import as_markdown, in_columns, zoo
+from minivlp.papers import PAPERS
+from minivlp.zoo import as_markdown, code_lines, in_columns, zoo
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -16,13 +15,21 @@ def test_the_table_in_the_docs_is_what_the_code_says():
 
 
 def test_the_weights_that_are_named_are_those_that_load():
-    """`load` knows a release by how its names begin: transformers' by these, any other is someone else's."""
-    marks = {family: {release.mark for release in releases} for family, releases in RELEASES.items()}
+    """`load` tells releases by how their names begin: transformers' by these, all others are those of the authors."""
     theirs = {"vision_model.", "vilt."}
-    assert WEIGHTS.keys() == marks.keys()
-    for family, said in WEIGHTS.items():
-        assert ("transformers" in said) == bool(marks[family] & theirs), family
-        assert ("authors'" in said or "open_clip" in said) == bool(marks[family] - theirs), family
+    for name, paper in PAPERS.items():
+        marks = {release.key_prefix for release in paper.release_list()}
+        assert ("transformers" in paper.weights) == bool(marks & theirs), name
+        assert ("authors'" in paper.weights or "open_clip" in paper.weights) == bool(marks - theirs), name
+
+
+def test_code_lines_leave_out_what_explains(tmp_path, monkeypatch):
+    source = '"""About."""\n\n# a remark\nimport os\n\n\ndef f():\n    """What."""\n    return """a\nb"""  # kept\n'
+    (tmp_path / "lines_of_code.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    import lines_of_code
+
+    assert code_lines(lines_of_code) == 4
 
 
 def test_columns_line_up():

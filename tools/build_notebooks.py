@@ -7,9 +7,9 @@
     python tools/build_notebooks.py --slides         the same as build/NN_name.slides.html
     ... --only 01                                    one lesson
 
-The built notebooks are run with MINIVLP_PROFILE=quick, as the tests run them, so that nbval compares like with like.
-In a source, what stands between `### BEGIN SOLUTION` and `### END SOLUTION` is for the student to write; a cell tagged
-`solution` is missing from the student's copy.
+The built notebooks are run with MINIVLP_PROFILE=quick, as the tests run them, so that nbval compares outputs of the
+same profile. In a source, what stands between `### BEGIN SOLUTION` and `### END SOLUTION` is for the student to write;
+a cell tagged `solution` is missing from the student's copy.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def execute(notebook: NotebookNode, environment: dict[str, str], folder: Path = 
     notebook = copy.deepcopy(notebook)
     notebook.metadata = nbformat.from_dict(METADATA)
 
-    def tell(cell: NotebookNode, cell_index: int) -> None:
+    def show_progress(cell: NotebookNode, cell_index: int) -> None:
         print(f"\r  cell {cell_index + 1} of {len(notebook.cells)}", end="", file=sys.stderr, flush=True)
 
     client = NotebookClient(
@@ -94,7 +94,7 @@ def execute(notebook: NotebookNode, environment: dict[str, str], folder: Path = 
         record_timing=False,
         coalesce_streams=True,
         extra_arguments=["--log-level=ERROR"],
-        on_cell_execute=tell,
+        on_cell_execute=show_progress,
     )
     backend = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
     try:

@@ -1,4 +1,4 @@
-"""Data: what travels (batch), the scene world, its noise, folders of real pictures, and text."""
+"""Data: batches, the synthetic scene world and its noise, folders of real photos, and text."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 def samples_dir() -> Path:
     """The folder `data_samples`: sprites, photos with captions and boxes, and our tokenizer.
 
-    It lies beside the package; the environment variable MINIVLP_SAMPLES names another place.
-    Raises FileNotFoundError, with the remedy, where there is no such folder.
+    It is expected beside the package; the environment variable MINIVLP_SAMPLES overrides the location.
+    Raises FileNotFoundError if there is no such folder; the message says how to fix it.
     """
     beside = Path(__file__).resolve().parents[2] / "data_samples"
     folder = Path(os.environ.get("MINIVLP_SAMPLES") or beside).expanduser()

@@ -1,7 +1,7 @@
-"""Flips and crops that keep boxes and words true (X-VLM, Zeng et al. 2022, crops around regions and flips with care).
+"""Flips and crops that keep boxes and texts true, as in X-VLM (Zeng et al. 2022).
 
-`hflip` and `crop` take a `Sample` and return one; `truth` is None afterwards, as the structured scene is no longer what
-is shown. `Augmented` makes a dataset of them to train on.
+`hflip` and `crop` take a `Sample` and return one. Its `truth` is None, because the structured scene does not describe
+the new image. `Augmented` is a dataset of such samples for training.
 """
 
 from __future__ import annotations
@@ -9,17 +9,17 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from minivlp.data.batch import Box, Region, Sample
+from minivlp.data.dataset import WHOLE_IMAGE, Dataset, Size, Wrapper, height_width
 
 _SIDE = r"(?P<side>left|right)"
 _BODY = "side|hand|half|edge|corner|arm|leg|foot|ear|eye|paw|wing|wheel|shoulder|knee"
-# "left" and "right" are exchanged only where they can mean nothing but a side; "she left", "right behind", "the right
-# answer" are not of these forms, and a sample with any such word is not flipped at all.
+# "left" and "right" are exchanged only in forms that always mean a side. "she left", "right behind" and "the right
+# answer" are no such forms; a sample with one of them is not flipped.
 _ENGLISH = [
     rf"\b{_SIDE}(?= of\b)",
     rf"\b(?:on|to|at|in|from|toward|towards) (?:the|its|his|her|their|my|your) (?:[a-z]+[- ])?{_SIDE}"
@@ -34,7 +34,7 @@ _CHINESE = [
     r"(?<=[向往朝靠偏最在])(?P<side>[左右])(?!右)",
     r"^\s*(?P<side>[左右])\s*$",
 ]
-# "What is left of the cake" is no place, unless it is asked: "what is left of the dog?"
+# "What is left of the cake" is not a position, except in a question: "what is left of the dog?"
 _REMAINS = re.compile(
     r"\b(?:what|what's|all|nothing|little|much|none)(?: (?:is|was|that|remains))* left of\b(?!.*\?)", re.IGNORECASE
 )
@@ -48,9 +48,10 @@ _SAYS_WHERE = re.compile(
 
 
 def mirror_words(text: str) -> str | None:
-    """The text with left and right exchanged, in English and Chinese; None where that cannot be done for certain.
+    """The text with left and right exchanged, in English and Chinese; None if the meaning of a word is uncertain.
 
-    `"a dog left of a cup"` → `"a dog right of a cup"`; `"a man left the room"` → None. A text without sides is its own.
+    `"a dog left of a cup"` → `"a dog right of a cup"`; `"a man left the room"` → None. A text without sides is returned
+    unchanged.
     """
     if _REMAINS.search(text):
         return None
@@ -64,16 +65,16 @@ def mirror_words(text: str) -> str | None:
         side = side.upper() if len(side) > 1 and match["side"].isupper() else side
         side = side.capitalize() if match["side"].istitle() else side
         text = text[:start] + side + text[end:]
-    # What still names a side at a place that was not exchanged is of no form that we know. An exchange between left
-    # and right moves the letters behind it by one, so count instead of comparing places.
+    # A side that was not exchanged has an unknown form. Counting finds it; positions would not, because an exchange of
+    # left and right shifts the letters after it.
     return text if len(_SAYS_SIDE.findall(text)) == len(found) else None
 
 
 def hflip(sample: Sample) -> Sample:
-    """The sample seen in a mirror: pixels and boxes mirrored, left and right exchanged in every text.
+    """The sample mirrored horizontally: pixels, boxes, and left and right in every text.
 
-    Where any text cannot be exchanged for certain ("a man left the room", "clockwise"), the sample is returned as it
-    is. Letters inside the picture are mirrored too; who needs them readable should not flip.
+    If one of the texts is uncertain ("a man left the room", "clockwise"), the sample itself is returned. Letters inside
+    the image are mirrored too.
     """
     captions = [mirror_words(caption) for caption in sample.captions]
     phrases = [mirror_words(region.phrase) for region in sample.regions]
@@ -89,14 +90,15 @@ def hflip(sample: Sample) -> Sample:
 
 
 def crop(sample: Sample, box: Box, keep: float = 0.5) -> Sample:
-    """The part of the picture inside `box` (cx, cy, w, h as fractions), with what is still true of it.
+    """The part of the image inside `box` (cx, cy, w, h as fractions), with the texts that are still true.
 
-    * A region stays if more than `keep` of its area does, its box cut to the crop (X-VLM keeps above one half).
-    * Captions and questions speak of the whole picture: they stay if more than `keep` of it does and every region.
-    * A phrase that says where ("left of a dog", "in the middle") or of kind `relation` may name what is cut off: it
-      stays under the same condition.
+    * A region stays if more than the share `keep` of its area is inside; its box is cut (X-VLM: one half).
+    * Captions and questions describe the whole image. They stay if the share of the image that is inside, and that of
+      every region, is above `keep`.
+    * A phrase with a position ("left of a dog", "in the middle") or of kind `relation` may mention something that is
+      cut off. It stays under the same condition.
 
-    So captions may come back empty. Raises ValueError for a box that is empty or leaves the picture.
+    So there may be no caption left. Raises ValueError for a box that is empty or not inside the image.
     """
     height, width = sample.image.shape[:2]
     cx, cy, w, h = box
@@ -124,79 +126,87 @@ def _whole_pixels(start: float, end: float, side: int) -> tuple[int, int]:
 
 
 def _inside(box: Box, window: Box) -> tuple[Box, float]:
-    """The box as the window sees it (cx, cy, w, h in fractions of the window), and the share of its area inside."""
+    """The part of the box inside the window (cx, cy, w, h as fractions of the window), and its share of the area."""
     cx, cy, w, h = box
     x0, y0, x1, y1 = window
     left, right = max(cx - w / 2, x0), min(cx + w / 2, x1)
     top, bottom = max(cy - h / 2, y0), min(cy + h / 2, y1)
     if right <= left or bottom <= top:
         return box, 0.0
-    wide, high = x1 - x0, y1 - y0
+    width, height = x1 - x0, y1 - y0
     w_in, h_in = right - left, bottom - top
-    inner = ((left - x0 + w_in / 2) / wide, (top - y0 + h_in / 2) / high, w_in / wide, h_in / high)
+    inner = ((left - x0 + w_in / 2) / width, (top - y0 + h_in / 2) / height, w_in / width, h_in / height)
     return inner, w_in * h_in / (w * h)
 
 
-WHOLE: Box = (0.5, 0.5, 1.0, 1.0)
-GRID = 32  # windows of `Augmented` begin and end at thirty-seconds of a side
+_GRID = 32  # the windows of `Augmented` start and end at multiples of 1/32 of a side
 
 
-class Augmented:
-    """A dataset with every picture in `copies` versions: as it is, and flipped, cropped, or both.
+class Augmented(Wrapper):
+    """A dataset with every image in `copies` versions: unchanged, and flipped, cropped, or both.
 
         loader = Loader(Augmented(train), tokenizer, 64, 64, regions_per_image=3)
 
-    Row r is version r % copies of row r // copies; what it looks like follows from `seed` and r alone, so batches stay
-    a pure function of the seed and the step. One epoch shows every version once. Versions share their `image_id`: they
-    are never each other's wrong answers. A crop holds at least one region whole (without regions: more than half of
-    the picture); where no word about the whole is left, the phrases of what is seen stand in for captions, and where
-    nothing at all is left, the picture stays whole.
+    Row r is version r % copies of row r // copies. It depends on `seed` and r only, so batches stay a pure function of
+    seed and step. One epoch contains every version once. Versions have the same `image_id`, so they are never negatives
+    of each other. A crop contains at least one region completely; an image without regions keeps more than half of its
+    area. If no caption is still true of the crop, the phrases of its regions replace the captions. If there are none
+    either, the image is not cropped.
     """
 
-    def __init__(self, dataset: Any, copies: int = 4, seed: int = 0) -> None:
+    forwarded = ("language",)  # scenes, questions and statements describe the image before it was flipped and cropped
+
+    def __init__(self, dataset: Dataset, copies: int = 4, seed: int = 0) -> None:
         if copies < 1:
             raise ValueError(f"copies is a number of versions from 1 on, not {copies}")
-        self.dataset, self.copies, self.seed = dataset, copies, seed
+        super().__init__(dataset)
+        self.copies, self.seed = copies, seed
 
     def __len__(self) -> int:
         return self.copies * len(self.dataset)
 
     def __getitem__(self, row: int) -> Sample:
-        """The picture at its own size, cut out and turned, with the words that are still true."""
-        words, window, flipped = self._version(row)
+        """The version of the image, at the resolution of the file, with the texts that are still true."""
+        texts, window, flipped = self._version(row)
         sample = self.dataset[row // self.copies]
         height, width = sample.image.shape[:2]
-        size = (max(1, round(window[2] * width)), max(1, round(window[3] * height)))
-        return replace(words, image=_cut(sample.image, window, flipped, size), source=sample.source)
+        size = (max(1, round(window[3] * height)), max(1, round(window[2] * width)))
+        return replace(texts, image=_cut(sample.image, window, flipped, size), source=sample.source)
 
     def captions(self, row: int) -> list[str]:
+        """The captions that are true of this version."""
         return self._version(row)[0].captions
 
     def regions(self, row: int) -> list[Region]:
+        """The regions of this version, with boxes relative to it."""
         return self._version(row)[0].regions
 
     def image_id(self, row: int) -> int:
+        """The id of the image, the same for all its versions."""
         return self.dataset.image_id(row // self.copies)
 
-    def pixels(self, rows: Sequence[int], size: int) -> np.ndarray:
-        """uint8 pixels (B, size, size, 3): each window squashed to a square, cut from a picture of twice the size."""
-        out = np.zeros((len(rows), size, size, 3), np.uint8)
+    def pixels(self, rows: Sequence[int], size: Size) -> np.ndarray:
+        """Images (B, H, W, 3) uint8. Windows are cut from images of twice this size and resized without cropping."""
+        height, width = height_width(size)
+        out = np.zeros((len(rows), height, width, 3), np.uint8)
         versions = [self._version(int(row)) for row in rows]
-        for scale, which in ((1, False), (2, True)):
-            here = [i for i, (_, window, _) in enumerate(versions) if (window != WHOLE) == which]
-            whole = self.dataset.pixels([int(rows[i]) // self.copies for i in here], scale * size) if here else []
-            for i, image in zip(here, whole, strict=True):
-                out[i] = _cut(image, *versions[i][1:], (size, size))
+        for scale, cropped in ((1, False), (2, True)):
+            here = [i for i, (_, window, _) in enumerate(versions) if (window != WHOLE_IMAGE) == cropped]
+            inner = [int(rows[i]) // self.copies for i in here]
+            larger = scale * size if isinstance(size, int) else (scale * height, scale * width)
+            images = self.dataset.pixels(inner, larger) if here else []
+            for i, image in zip(here, images, strict=True):
+                out[i] = _cut(image, *versions[i][1:], (height, width))
         return out
 
     def _version(self, row: int) -> tuple[Sample, Box, bool]:
-        """Words and boxes of this row (its image is a stand-in), the window that is cut out, whether it is turned."""
+        """Texts and boxes of this row (with a blank image), the window that is cut out, and whether it is flipped."""
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} of {len(self)}")
-        under, copy = divmod(row, self.copies)
-        blank = np.broadcast_to(np.uint8(0), (GRID, GRID, 3))  # words and boxes need no pixels
-        image_id, captions = self.dataset.image_id(under), self.dataset.captions(under)
-        sample, window = Sample(blank, image_id, captions, self.dataset.regions(under)), WHOLE
+        inner, copy = divmod(row, self.copies)
+        blank = np.broadcast_to(np.uint8(0), (_GRID, _GRID, 3))  # texts and boxes need no pixels
+        captions, regions = self.dataset.captions(inner), self.dataset.regions(inner)
+        sample, window = Sample(blank, self.dataset.image_id(inner), captions, regions), WHOLE_IMAGE
         if copy == 0:
             return sample, window, False
         rng = np.random.default_rng((self.seed, row))
@@ -207,33 +217,34 @@ class Augmented:
             part.captions = part.captions or list(dict.fromkeys(region.phrase for region in part.regions))
             if part.captions:
                 sample, window = part, chosen
-        turned = hflip(sample) if flip else sample
-        return turned, window, turned is not sample
+        flipped = hflip(sample) if flip else sample
+        return flipped, window, flipped is not sample
 
     def __repr__(self) -> str:
         return f"Augmented({self.dataset!r}, copies={self.copies})"
 
 
 def _window(regions: Sequence[Region], rng: np.random.Generator) -> Box:
-    """A random window on the grid, half of each side or more, around one of the boxes; three quarters if none is."""
+    """A random window on the grid around one of the boxes: at least half of each side, without boxes three quarters."""
     boxes = [region.box for region in regions if region.kind != "image"]
     cx, cy, w, h = boxes[rng.integers(len(boxes))] if boxes else (0.5, 0.5, 0, 0)
-    shortest = GRID // 2 if boxes else 3 * GRID // 4
+    shortest = _GRID // 2 if boxes else 3 * _GRID // 4
     window = []
     for low, high in ((cx - w / 2, cx + w / 2), (cy - h / 2, cy + h / 2)):
-        low, high = max(0, int(np.floor(low * GRID))), min(GRID, int(np.ceil(high * GRID)))
-        length = int(rng.integers(max(shortest, high - low), GRID + 1))
-        start = int(rng.integers(max(0, high - length), min(low, GRID - length) + 1))
-        window.append(((start + length / 2) / GRID, length / GRID))
+        low, high = max(0, int(np.floor(low * _GRID))), min(_GRID, int(np.ceil(high * _GRID)))
+        length = int(rng.integers(max(shortest, high - low), _GRID + 1))
+        start = int(rng.integers(max(0, high - length), min(low, _GRID - length) + 1))
+        window.append(((start + length / 2) / _GRID, length / _GRID))
     (cx, w), (cy, h) = window
     return cx, cy, w, h
 
 
 def _cut(image: np.ndarray, window: Box, flip: bool, size: tuple[int, int]) -> np.ndarray:
-    """The window of a picture (H, W, 3) at a size (width, height), seen in a mirror if `flip`."""
-    if window != WHOLE or image.shape[1::-1] != size:
+    """The window of an image (H, W, 3), resized to `size` (height, width), and mirrored if `flip`."""
+    if window != WHOLE_IMAGE or image.shape[:2] != size:
         cx, cy, w, h = window
         height, width = image.shape[:2]
         corners = ((cx - w / 2) * width, (cy - h / 2) * height, (cx + w / 2) * width, (cy + h / 2) * height)
-        image = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC, box=corners, reducing_gap=3.0))
+        resized = Image.fromarray(image).resize(size[::-1], Image.Resampling.BICUBIC, box=corners, reducing_gap=3.0)
+        image = np.asarray(resized)
     return np.ascontiguousarray(image[:, :: -1 if flip else 1])

@@ -1,6 +1,6 @@
-"""The scene world in Chinese: the same facts, with the measure word that each noun takes and the natural word order.
+"""The scene world in Chinese: the same facts, with the measure word of each noun and the natural word order.
 
-The functions and their names are those of `english`.
+The functions have the same names and parameters as those of `english`.
 """
 
 from __future__ import annotations
@@ -31,82 +31,92 @@ COUNTS = {1: "一", 2: "两", 3: "三"}
 RELATIONS = {"left": "左边", "right": "右边", "above": "上面", "below": "下面"}
 
 
-def bare(thing: Mention) -> str:
-    """Without count and measure word: "小的红色爱心"."""
-    return SIZES.get(thing.size, "") + COLORS.get(thing.color, "") + NOUNS[thing.noun][0]
+def bare(mention: Mention) -> str:
+    """Without number and measure word: "小的红色爱心"."""
+    return SIZES.get(mention.size, "") + COLORS.get(mention.color, "") + NOUNS[mention.noun][0]
 
 
-def name(thing: Mention) -> str:
-    """As it is first spoken of: "一个小的红色爱心", "两只蜜蜂"."""
-    return COUNTS[thing.count] + NOUNS[thing.noun][1] + bare(thing)
+def name(mention: Mention) -> str:
+    """At first mention, with number and measure word: "一个小的红色爱心", "两只蜜蜂"."""
+    return COUNTS[mention.count] + NOUNS[mention.noun][1] + bare(mention)
 
 
-def again(thing: Mention) -> str:
-    """As it is spoken of from then on: "这个红色爱心", "这两只蜜蜂"."""
-    return "这" + (COUNTS[thing.count] if thing.count > 1 else "") + NOUNS[thing.noun][1] + bare(thing)
+def again(mention: Mention) -> str:
+    """At later mentions, with "this": "这个红色爱心", "这两只蜜蜂"."""
+    return "这" + (COUNTS[mention.count] if mention.count > 1 else "") + NOUNS[mention.noun][1] + bare(mention)
 
 
 def chain(facts: Facts) -> str:
     """The short caption: "一个红色爱心在一只狗的左边，这只狗在两只蜜蜂的上面"."""
-    if len(facts.things) == 1:
-        return name(facts.things[0])
-    subjects = [name(facts.things[0])] + [again(thing) for thing in facts.things[1:-1]]
-    told = zip(subjects, facts.relations, facts.things[1:], strict=True)
-    return "，".join(f"{subject}在{name(thing)}的{RELATIONS[relation]}" for subject, relation, thing in told)
+    if len(facts.objects) == 1:
+        return name(facts.objects[0])
+    subjects = [name(facts.objects[0])] + [again(mention) for mention in facts.objects[1:-1]]
+    clauses = zip(subjects, facts.relations, facts.objects[1:], strict=True)
+    return "，".join(f"{subject}在{name(mention)}的{RELATIONS[relation]}" for subject, relation, mention in clauses)
 
 
 def captions(facts: Facts) -> list[str]:
     """Several wordings; the first is the short one."""
     short = chain(facts)
-    if len(facts.things) == 1:
+    if len(facts.objects) == 1:
         return [short, f"图中有{short}", f"这张图里有{short}"]
-    back = facts.reversed()
-    last, told_back = facts.things[-2:], chain(back)
-    there = f"{name(last[1])}的{RELATIONS[facts.relations[0]]}有{name(last[0])}" if len(facts.things) == 2 else None
-    return [short, f"图中，{short}", told_back, there or f"这张图里，{told_back}"]
+    reverse = chain(facts.reversed())
+    if len(facts.objects) > 2:
+        return [short, f"图中，{short}", reverse, f"这张图里，{reverse}"]
+    one, other = facts.objects
+    return [short, f"图中，{short}", reverse, f"{name(other)}的{RELATIONS[facts.relations[0]]}有{name(one)}"]
 
 
 YES, NO = "是", "不是"
 
 
-def ask_color(thing: Mention) -> str:
-    return f"{bare(thing)}是什么颜色？"
+def ask_color(mention: Mention) -> str:
+    """For example "爱心是什么颜色？"."""
+    return f"{bare(mention)}是什么颜色？"
 
 
 def say_color(color: str) -> str:
+    """For example "红色"."""
     return COLORS[color]
 
 
-def ask_count(thing: Mention) -> str:
-    word, measure = NOUNS[thing.noun]
+def ask_count(mention: Mention) -> str:
+    """For example "图中有几只蜜蜂？"."""
+    word, measure = NOUNS[mention.noun]
     return f"图中有几{measure}{word}？"
 
 
-def say_count(thing: Mention) -> str:
-    return COUNTS[thing.count] + NOUNS[thing.noun][1]
+def say_count(mention: Mention) -> str:
+    """For example "两只"."""
+    return COUNTS[mention.count] + NOUNS[mention.noun][1]
 
 
-def ask_what(relation: str, thing: Mention) -> str:
-    return f"{bare(thing)}的{RELATIONS[relation]}是什么？"
+def ask_what(relation: str, mention: Mention) -> str:
+    """For example "狗的左边是什么？"."""
+    return f"{bare(mention)}的{RELATIONS[relation]}是什么？"
 
 
-def ask_where(thing: Mention) -> str:
-    return f"{bare(thing)}在哪里？"
+def ask_where(mention: Mention) -> str:
+    """For example "红色爱心在哪里？"."""
+    return f"{bare(mention)}在哪里？"
 
 
-def say_where(relation: str, thing: Mention) -> str:
-    return f"在{bare(thing)}的{RELATIONS[relation]}"
+def say_where(relation: str, mention: Mention) -> str:
+    """For example "在狗的左边"."""
+    return f"在{bare(mention)}的{RELATIONS[relation]}"
 
 
-def ask_there(thing: Mention) -> str:
-    return f"图中是不是有{name(thing)}？"
+def ask_there(mention: Mention) -> str:
+    """For example "图中是不是有一只狗？"."""
+    return f"图中是不是有{name(mention)}？"
 
 
-def ask_relation(thing: Mention, relation: str, other: Mention) -> str:
-    return f"{bare(thing)}是不是在{bare(other)}的{RELATIONS[relation]}？"
+def ask_relation(mention: Mention, relation: str, other: Mention) -> str:
+    """For example "红色爱心是不是在狗的左边？"."""
+    return f"{bare(mention)}是不是在{bare(other)}的{RELATIONS[relation]}？"
 
 
-def neutral(thing: Mention) -> list[str]:
-    """Statements that may be so or not: no picture of this world can tell."""
-    this = again(thing)
+def neutral(mention: Mention) -> list[str]:
+    """Statements that no picture of the scene world can confirm or contradict."""
+    this = again(mention)
     return [f"有个孩子喜欢{this}", f"{this}昨天也在这里", f"{this}明天就不在了", f"有人给{this}拍了照片"]

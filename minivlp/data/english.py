@@ -1,4 +1,4 @@
-"""The scene world in English: from facts to words, and back (`parse`)."""
+"""The scene world in English: from facts to sentences, and back (`parse`)."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from minivlp.data.grammar import COLORS, OBJECTS, SHAPES, SIZES, Facts, Mention
 COUNTS = {1: "one", 2: "two", 3: "three"}
 RELATIONS = {"left": "left of", "right": "right of", "above": "above", "below": "below"}
 YES, NO = "yes", "no"
+# Words that grammar requires, or that any caption may contain: the picture does not help to predict them.
+FUNCTION_WORDS = frozenset("a an the of to in on at is are and with there it this that picture photo image".split())
 
 
 def plural(noun: str) -> str:
-    """The plural of one of our nouns."""
+    """The plural of a noun of the scene world."""
     if noun == "fish":
         return noun
     if noun == "snowman":
@@ -22,46 +24,47 @@ def plural(noun: str) -> str:
     return noun + ("es" if noun.endswith("s") else "s")
 
 
-def bare(thing: Mention) -> str:
+def bare(mention: Mention) -> str:
     """Without an article: "small red heart", "bees"."""
-    noun = thing.noun if thing.count == 1 else plural(thing.noun)
-    return " ".join(word for word in (thing.size, thing.color, noun) if word)
+    noun = mention.noun if mention.count == 1 else plural(mention.noun)
+    return " ".join(word for word in (mention.size, mention.color, noun) if word)
 
 
-def name(thing: Mention) -> str:
-    """As it is first spoken of: "a small red heart", "an apple", "two bees"."""
-    words = bare(thing)
-    return f"{COUNTS[thing.count]} {words}" if thing.count > 1 else f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+def name(mention: Mention) -> str:
+    """With an article or a number: "a small red heart", "an apple", "two bees"."""
+    words = bare(mention)
+    article = "an" if words[0] in "aeiou" else "a"
+    return f"{COUNTS[mention.count] if mention.count > 1 else article} {words}"
 
 
 def chain(facts: Facts) -> str:
     """The short caption: "a red heart left of a dog above two bees"."""
-    text = name(facts.things[0])
-    for relation, thing in zip(facts.relations, facts.things[1:], strict=True):
-        text += f" {RELATIONS[relation]} {name(thing)}"
+    text = name(facts.objects[0])
+    for relation, mention in zip(facts.relations, facts.objects[1:], strict=True):
+        text += f" {RELATIONS[relation]} {name(mention)}"
     return text
 
 
 def captions(facts: Facts) -> list[str]:
     """Several wordings; the first is the short one."""
-    there = "there is" if facts.things[0].count == 1 else "there are"
+    there = "there is" if facts.objects[0].count == 1 else "there are"
     short = chain(facts)
-    if len(facts.things) == 1:
+    if len(facts.objects) == 1:
         return [short, f"{there} {short}", f"a picture of {short}"]
-    back = chain(facts.reversed())
-    at_length = re.sub(r"(left|right) of", r"to the \1 of", back)
-    return [short, f"{there} {short}", back, f"a picture of {at_length}"]
+    reverse = chain(facts.reversed())
+    long_form = re.sub(r"(left|right) of", r"to the \1 of", reverse)
+    return [short, f"{there} {short}", reverse, f"a picture of {long_form}"]
 
 
 def parse(caption: str) -> Facts | None:
-    """The facts of a caption in this grammar (any wording, "the" for "a"), None if it is not one."""
+    """The facts of a caption of this grammar, in any wording and with "the" for "a"; None for any other text."""
     text = re.sub(r"[\s.]+", " ", caption.lower()).strip()
     text = re.sub(r"^(there (is|are)|an? (picture|photo|image) of) ", "", text)
     parts = re.split(r" (?:(?:is|are) )?(?:(?:to the )?(left|right) of|(above|below)) ", text)
-    things = [_parse_name(part) for part in parts[::3]]
-    if None in things:
+    mentions = [_parse_name(part) for part in parts[::3]]
+    if None in mentions:
         return None
-    return Facts(tuple(things), tuple(one or other for one, other in zip(parts[1::3], parts[2::3], strict=True)))
+    return Facts(tuple(mentions), tuple(one or other for one, other in zip(parts[1::3], parts[2::3], strict=True)))
 
 
 _NOUNS = {(noun, 1): noun for noun in SHAPES + OBJECTS}
@@ -79,49 +82,59 @@ def _parse_name(text: str) -> Mention | None:
     return Mention(_NOUNS[words[0], count], color, size, count)
 
 
-# Questions, answers, and statements that no picture can settle.
+# Questions and answers. `ask_*` is a question, `say_*` its answer. The questions keep the spelling "colour", because
+# that is the word in the vocabulary of our tokenizer and of the bundled checkpoints.
 
 
-def ask_color(thing: Mention) -> str:
-    return f"what colour {_is(thing)} the {bare(thing)}?"
+def ask_color(mention: Mention) -> str:
+    """For example "what colour is the heart?"."""
+    return f"what colour {_is(mention)} the {bare(mention)}?"
 
 
 def say_color(color: str) -> str:
+    """For example "red"."""
     return color
 
 
-def ask_count(thing: Mention) -> str:
-    return f"how many {plural(thing.noun)} are there?"
+def ask_count(mention: Mention) -> str:
+    """For example "how many bees are there?"."""
+    return f"how many {plural(mention.noun)} are there?"
 
 
-def say_count(thing: Mention) -> str:
-    return COUNTS[thing.count]
+def say_count(mention: Mention) -> str:
+    """For example "two"."""
+    return COUNTS[mention.count]
 
 
-def ask_what(relation: str, thing: Mention) -> str:
-    return f"what is {RELATIONS[relation]} the {bare(thing)}?"
+def ask_what(relation: str, mention: Mention) -> str:
+    """For example "what is left of the dog?"."""
+    return f"what is {RELATIONS[relation]} the {bare(mention)}?"
 
 
-def ask_where(thing: Mention) -> str:
-    return f"where {_is(thing)} the {bare(thing)}?"
+def ask_where(mention: Mention) -> str:
+    """For example "where is the red heart?"."""
+    return f"where {_is(mention)} the {bare(mention)}?"
 
 
-def say_where(relation: str, thing: Mention) -> str:
-    return f"{RELATIONS[relation]} the {bare(thing)}"
+def say_where(relation: str, mention: Mention) -> str:
+    """For example "left of the dog"."""
+    return f"{RELATIONS[relation]} the {bare(mention)}"
 
 
-def ask_there(thing: Mention) -> str:
-    return f"{_is(thing)} there {name(thing)}?"
+def ask_there(mention: Mention) -> str:
+    """For example "is there a dog?"."""
+    return f"{_is(mention)} there {name(mention)}?"
 
 
-def ask_relation(thing: Mention, relation: str, other: Mention) -> str:
-    return f"{_is(thing)} the {bare(thing)} {RELATIONS[relation]} the {bare(other)}?"
+def ask_relation(mention: Mention, relation: str, other: Mention) -> str:
+    """For example "is the red heart left of the dog?"."""
+    return f"{_is(mention)} the {bare(mention)} {RELATIONS[relation]} the {bare(other)}?"
 
 
-def neutral(thing: Mention) -> list[str]:
-    """Statements that may be so or not: no picture of this world can tell."""
-    words = bare(thing)
-    was = "was" if thing.count == 1 else "were"
+def neutral(mention: Mention) -> list[str]:
+    """Statements that no picture of the scene world can confirm or contradict."""
+    words = bare(mention)
+    was = "was" if mention.count == 1 else "were"
     return [
         f"a child likes the {words}",
         f"the {words} {was} here yesterday",
@@ -130,5 +143,5 @@ def neutral(thing: Mention) -> list[str]:
     ]
 
 
-def _is(thing: Mention) -> str:
-    return "is" if thing.count == 1 else "are"
+def _is(mention: Mention) -> str:
+    return "is" if mention.count == 1 else "are"

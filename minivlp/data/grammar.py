@@ -1,6 +1,6 @@
-"""The words of the scene world, what a caption can state with them, and which combinations are kept from training.
+"""The vocabulary of the scene world, the facts that a caption can state, and the combinations held out of training.
 
-`english` and `chinese` put these facts into words; `english.parse` reads them back.
+`english` and `chinese` turn facts into sentences; `english.parse` turns sentences into facts.
 """
 
 from __future__ import annotations
@@ -22,52 +22,57 @@ SIZES = ("small", "large")
 OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Mention:
-    """What is said of one thing. A `count` above one speaks of a group ("two bees"); counts are exact."""
+    """What a caption says of one object. A `count` above 1 is a group ("two bees"); counts are exact."""
 
     noun: str
     color: str | None = None
     size: str | None = None
     count: int = 1
 
+    @property
+    def without_attributes(self) -> Mention:
+        """Noun and count only: "heart" of "small red heart"."""
+        return Mention(self.noun, count=self.count)
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, slots=True)
 class Facts:
-    """What one caption states: `relations[i]` is where `things[i]` lies, seen from `things[i + 1]`."""
+    """What one caption states. `relations[i]` is the position of `objects[i]` relative to `objects[i + 1]`."""
 
-    things: tuple[Mention, ...]
+    objects: tuple[Mention, ...]
     relations: tuple[str, ...] = ()
 
     def reversed(self) -> Facts:
-        """The same facts told from the other end."""
-        return Facts(self.things[::-1], tuple(OPPOSITE[relation] for relation in self.relations[::-1]))
+        """The same facts, starting from the last object."""
+        return Facts(self.objects[::-1], tuple(OPPOSITE[relation] for relation in self.relations[::-1]))
 
 
-# Each colour and each shape loses one partner, so that every one of them is still seen in training.
+# Each color and each shape loses exactly one partner, so every color and every shape still occurs in training.
 HELD_OUT_PAIRS = frozenset((color, SHAPES[(3 * i + 1) % len(SHAPES)]) for i, color in enumerate(COLORS))
 
 
-def held_out(things: Iterable[Mention]) -> frozenset[tuple[str, str]]:
-    """The combinations among these things that only the split `composition` may show.
+def held_out(mentions: Iterable[Mention]) -> frozenset[tuple[str, str]]:
+    """The combinations among these mentions that only the split `composition` may contain.
 
-    They are eight coloured shapes (`HELD_OUT_PAIRS`) and one in twenty of the pairs of two different objects.
+    Held out are eight colored shapes (`HELD_OUT_PAIRS`) and one in twenty of the pairs of two different objects.
     """
-    things = list(things)
-    colored = {(thing.color, thing.noun) for thing in things} & HELD_OUT_PAIRS
-    objects = sorted({thing.noun for thing in things if thing.noun in OBJECTS})
-    return frozenset(colored | {pair for pair in combinations(objects, 2) if crc32("+".join(pair).encode()) % 20 == 0})
+    mentions = list(mentions)
+    colored = {(mention.color, mention.noun) for mention in mentions} & HELD_OUT_PAIRS
+    nouns = sorted({mention.noun for mention in mentions if mention.noun in OBJECTS})
+    return frozenset(colored | {pair for pair in combinations(nouns, 2) if crc32("+".join(pair).encode()) % 20 == 0})
 
 
-def split_of(things: Iterable[Mention]) -> str:
-    """Which split a scene of these things belongs to.
+def split_of(mentions: Iterable[Mention]) -> str:
+    """The split that a scene with these objects belongs to.
 
-    Only nouns, colours and counts decide, in any order: no wording, no size word and no other relation of the same
-    things can bring a caption of one split into another.
+    It depends on nouns, colors and counts only, in any order. Two captions that differ in wording, size words or
+    relations therefore belong to the same split.
     """
-    things = list(things)
-    if held_out(things):
+    mentions = list(mentions)
+    if held_out(mentions):
         return "composition"
-    key = "|".join(sorted(f"{thing.count} {thing.color} {thing.noun}" for thing in things))
-    place = crc32(key.encode()) % 100
-    return "train" if place < 70 else "validation" if place < 85 else "test"
+    key = "|".join(sorted(f"{mention.count} {mention.color} {mention.noun}" for mention in mentions))
+    percentile = crc32(key.encode()) % 100
+    return "train" if percentile < 70 else "validation" if percentile < 85 else "test"

@@ -1,10 +1,10 @@
-"""Questions about a picture as batches: to be answered in words, or by choosing from a list.
+"""Questions about images as batches: the model writes the answer, or chooses it from a list.
 
-    written   [CLS] is there a dog ? yes [SEP]    the model goes on after "?": the question is `given`, never asked
-              └────── given ───────┘
-    chosen    [CLS] is there a dog ? [SEP]        `answers` says which of the list is right
+    written   [CLS] is there a dog ? yes [SEP]    `prefix_length` counts the tokens of the question, which are given:
+              └─ prefix_length = 6 ─┘             the loss predicts only the tokens after them
+    chosen    [CLS] is there a dog ? [SEP]        `answers` is the index of the right answer in the list
 
-A statement with its label (entailed, neutral, contradicted: visual entailment) is such a question, too.
+A statement with its label (entailed, neutral, contradicted: visual entailment) is treated as a question, too.
 """
 
 from __future__ import annotations
@@ -17,15 +17,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minivlp.data.batch import Batch, to_tensor
-from minivlp.data.loading import shuffled
-from minivlp.data.scene import Draw, pick
-from minivlp.data.text import encode
+from minivlp.data.batch import Batch, Text, to_tensor
+from minivlp.data.dataset import Dataset, Size
+from minivlp.data.loading import rows_of_step
+from minivlp.data.rng import RandomSource, pick
+from minivlp.data.text import tokenize
 
-# What a question of the scene world asks for, by how it begins in English, or by what it holds in Chinese.
+# Kinds of question in the scene world. The last text of each is a part of the Chinese question, the others are
+# beginnings of the English one.
 KINDS = {
     "how many": ("how many ", "几"),
-    "colour": ("what colour ", "什么颜色"),
+    "color": ("what colour ", "什么颜色"),
     "what": ("what is ", "是什么"),
     "where": ("where ", "在哪里"),
     "is there": ("is there ", "are there ", "是不是有"),
@@ -35,14 +37,14 @@ OTHER = "other"
 
 
 def kind_of(question: str) -> str:
-    """What the question asks for: one of `KINDS`, or other."""
-    asked = question.lower()
-    fits = (k for k, (*starts, held) in KINDS.items() if asked.startswith(tuple(starts)) or held in asked)
-    return next(fits, OTHER)
+    """The kind of question: a key of `KINDS`, or `OTHER`."""
+    text = question.lower()
+    fitting = (kind for kind, (*starts, part) in KINDS.items() if text.startswith(tuple(starts)) or part in text)
+    return next(fitting, OTHER)
 
 
 def answers_of(dataset: Any, limit: int | None = None) -> dict[str, list[str]]:
-    """By kind of question, the answers that the first `limit` rows (all if None) know, the most frequent first."""
+    """All answers in the first `limit` rows (None: in all), by kind of question, the most frequent first."""
     found: dict[str, Counter] = {}
     for row in range(len(dataset) if limit is None else min(limit, len(dataset))):
         for question, answer in dataset.questions(row):
@@ -50,80 +52,82 @@ def answers_of(dataset: Any, limit: int | None = None) -> dict[str, list[str]]:
     return {kind: [answer for answer, _ in counts.most_common()] for kind, counts in found.items()}
 
 
-def one_list(answers: Mapping[str, Iterable[str]]) -> list[str]:
-    """The answers of all kinds as one list, each once: what a classifier chooses from."""
+def answer_list(answers: Mapping[str, Iterable[str]]) -> list[str]:
+    """The distinct answers of all kinds in one list, which a classifier chooses from."""
     return list(dict.fromkeys(answer for of_kind in answers.values() for answer in of_kind))
 
 
-def a_question(dataset: Any, row: int, rng: Draw) -> tuple[str, str]:
-    """A question about the picture of this row, with its answer: each kind that can be asked of it is as likely."""
+def draw_question(dataset: Any, row: int, rng: RandomSource) -> tuple[str, str]:
+    """A random question about this row, with its answer. Every kind that applies is equally likely."""
     by_kind: dict[str, list[tuple[str, str]]] = {}
     for question, answer in dataset.questions(row):
         by_kind.setdefault(kind_of(question), []).append((question, answer))
     return pick(rng, pick(rng, list(by_kind.values())))
 
 
-def a_statement(dataset: Any, row: int, rng: Draw) -> tuple[str, str]:
-    """A statement about the picture of this row, with its label."""
+def draw_statement(dataset: Any, row: int, rng: RandomSource) -> tuple[str, str]:
+    """A random statement about this row, with its label."""
     return pick(rng, dataset.statements(row, rng))
 
 
-def joined(
+def tokenize_questions(
     tokenizer: Any, questions: Sequence[str], answers: Sequence[str], max_tokens: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Each question with its answer behind it: ids and mask (B, L), and how many tokens are the question's, (B,).
+) -> tuple[Text, Tensor]:
+    """Each question followed by its answer (B, L), and the number of tokens of the question, (B,).
 
-    These are all that the question has alone, but for its closing token.
+    These are the tokens that the question has alone, without the closing one.
     """
-    ids, mask = encode(tokenizer, [f"{q} {a}" for q, a in zip(questions, answers, strict=True)], max_tokens)
-    return ids, mask, encode(tokenizer, questions, max_tokens)[1].sum(dim=1) - 1
+    pairs = [f"{question} {answer}" for question, answer in zip(questions, answers, strict=True)]
+    prefix_length = tokenize(tokenizer, questions, max_tokens).mask.sum(dim=1) - 1
+    return tokenize(tokenizer, pairs, max_tokens), prefix_length
 
 
 class QuestionLoader:
-    """Shuffled training batches of one question per picture, a pure function of seed and step, as `Loader`'s are.
+    """Shuffled training batches with one question per image, a pure function of seed and step like those of `Loader`.
 
     Args:
-        dataset, tokenizer, batch_size, size, seed, max_tokens: as for `Loader`; the dataset is of scenes.
-        answers: the list that a classifier chooses from (`ViLTAnswers`); None is for a model that writes (`BLIP` with
-            the losses `("lm",)`), whose texts are question and answer. ask: `a_question` or `a_statement`.
+        dataset: scenes, which know questions and statements.
+        tokenizer, batch_size, size, seed, max_tokens: see `Loader`.
+        answers: the list that a classifier chooses from (`ViLTAnswers`). None is for a model that writes the answer
+            (`BLIP` with the losses `("lm",)`): its texts are question and answer.
+        ask: `draw_question` or `draw_statement`.
 
-    Raises ValueError when the dataset is smaller than one batch or knows no questions, and when an answer is not in the
-    list: make it of all the rows that are trained on.
+    Raises ValueError if the dataset is smaller than one batch or has no questions, and if an answer is not in the list
+    (make the list from all training rows).
     """
 
     def __init__(
         self,
-        dataset: Any,
+        dataset: Dataset,
         tokenizer: Any,
         batch_size: int,
-        size: int,
+        size: Size,
         *,
         answers: Sequence[str] | None = None,
-        ask: Callable[[Any, int, Draw], tuple[str, str]] = a_question,
+        ask: Callable[[Any, int, RandomSource], tuple[str, str]] = draw_question,
         seed: int = 0,
         max_tokens: int = 56,
     ) -> None:
         if not 1 <= batch_size <= len(dataset):
-            raise ValueError(f"a batch of {batch_size} of {len(dataset)} pictures: it needs one at least, all at most")
+            raise ValueError(f"a batch of {batch_size} of {len(dataset)} images: choose a size between 1 and that")
         if not hasattr(dataset, "questions"):
-            raise ValueError(f"{dataset!r} knows no questions with answers: only scenes do")
+            raise ValueError(f"{dataset!r} has no questions with answers: only scenes do")
         self.dataset, self.tokenizer, self.batch_size, self.size = dataset, tokenizer, batch_size, size
-        self.place = None if answers is None else {answer: place for place, answer in enumerate(answers)}
+        self.index = None if answers is None else {answer: index for index, answer in enumerate(answers)}
         self.ask, self.seed, self.max_tokens = ask, seed, max_tokens
         self.steps_per_epoch = len(dataset) // batch_size
 
     def batch(self, step: int) -> Batch:
         """The batch of this training step."""
-        epoch, place = divmod(step, self.steps_per_epoch)
-        rows = shuffled(len(self.dataset), self.seed, epoch)[place * self.batch_size : (place + 1) * self.batch_size]
+        rows = rows_of_step(len(self.dataset), self.batch_size, self.seed, step)
         rng = np.random.default_rng((self.seed, step))
         questions, answers = zip(*(self.ask(self.dataset, int(row), rng) for row in rows), strict=True)
         images = to_tensor(self.dataset.pixels(rows, self.size))
         image_ids = torch.tensor([self.dataset.image_id(int(row)) for row in rows])
-        if self.place is None:
-            ids, mask, given = joined(self.tokenizer, questions, answers, self.max_tokens)
-            return Batch(images, ids, mask, image_ids, given=given)
-        if unknown := set(answers) - self.place.keys():
-            raise ValueError(f"{unknown.pop()!r} is not in the list of {len(self.place)} answers")
-        right = torch.tensor([self.place[answer] for answer in answers])
-        return Batch(images, *encode(self.tokenizer, questions, self.max_tokens), image_ids, answers=right)
+        if self.index is None:
+            text, prefix_length = tokenize_questions(self.tokenizer, questions, answers, self.max_tokens)
+            return Batch(images, text, image_ids, prefix_length=prefix_length)
+        if unknown := set(answers) - self.index.keys():
+            raise ValueError(f"{unknown.pop()!r} is not in the list of {len(self.index)} answers")
+        right = torch.tensor([self.index[answer] for answer in answers])
+        return Batch(images, tokenize(self.tokenizer, questions, self.max_tokens), image_ids, answers=right)

@@ -1,53 +1,65 @@
-"""The same pictures with other captions: what a model that mends its own data learns from (`training.capfilt`)."""
+"""The same images with other captions, for models that improve their own training data (`training.capfilt`)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
 from minivlp.data.batch import Region, Sample
+from minivlp.data.dataset import Dataset, Size, Wrapper, height_width
 
 
-class Recaptioned:
-    """A dataset: the images of `noisy` with other captions, then all of `clean`.
+class Recaptioned(Wrapper):
+    """The images of `noisy` with other captions, followed by all of `clean`.
 
-    `texts`: captions by row of `noisy`; rows without any are left out. Image ids of the two never meet.
+    Args:
+        noisy: a `Dataset` whose images are used.
+        texts: new captions by row of `noisy`; rows without any are left out.
+        clean: a `Dataset` that is used as it is.
+
+    The image ids of the two never collide.
     """
 
-    def __init__(self, noisy: Any, texts: Mapping[int, Sequence[str]], clean: Any) -> None:
+    forwarded = ("language",)
+
+    def __init__(self, noisy: Dataset, texts: Mapping[int, Sequence[str]], clean: Dataset) -> None:
+        super().__init__(noisy)
         self.parts, self.texts = (noisy, clean), texts
-        self.places = [(0, row) for row in sorted(texts) if texts[row]] + [(1, row) for row in range(len(clean))]
+        # Row -> (part, row of the part).
+        self.sources = [(0, row) for row in sorted(texts) if texts[row]] + [(1, row) for row in range(len(clean))]
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.sources)
 
     def __repr__(self) -> str:
         return f"{len(self) - len(self.parts[1]):,} images with other captions, and {self.parts[1]!r}"
 
     def __getitem__(self, row: int) -> Sample:
-        part, old = self.places[row]
-        return replace(self.parts[part][old], captions=self.captions(row), regions=self.regions(row))
+        part, inner = self.sources[row]
+        return replace(self.parts[part][inner], captions=self.captions(row), regions=self.regions(row))
 
     def captions(self, row: int) -> list[str]:
-        part, old = self.places[row]
-        return list(self.texts[old]) if part == 0 else self.parts[1].captions(old)
+        """The new captions, or those of `clean`."""
+        part, inner = self.sources[row]
+        return list(self.texts[inner]) if part == 0 else self.parts[1].captions(inner)
 
     def regions(self, row: int) -> list[Region]:
-        """Those with a place; what the whole image is called, its captions say."""
-        part, old = self.places[row]
-        return [region for region in self.parts[part].regions(old) if region.kind != "image"]
+        """The phrases with boxes, without that of the whole image: it is one of the old captions."""
+        part, inner = self.sources[row]
+        return [region for region in self.parts[part].regions(inner) if region.kind != "image"]
 
     def image_id(self, row: int) -> int:
-        part, old = self.places[row]
-        return 2 * self.parts[part].image_id(old) + part
+        """Even numbers for `noisy`, odd ones for `clean`."""
+        part, inner = self.sources[row]
+        return 2 * self.parts[part].image_id(inner) + part
 
-    def pixels(self, rows: Sequence[int], size: int) -> np.ndarray:
-        images = np.empty((len(rows), size, size, 3), np.uint8)
-        part, old = np.array([self.places[row] for row in rows]).reshape(-1, 2).T
+    def pixels(self, rows: Sequence[int], size: Size) -> np.ndarray:
+        """Images (B, H, W, 3) uint8."""
+        images = np.empty((len(rows), *height_width(size), 3), np.uint8)
+        part, inner = np.array([self.sources[row] for row in rows]).reshape(-1, 2).T
         for which in (0, 1):
             if (part == which).any():
-                images[part == which] = self.parts[which].pixels(old[part == which].tolist(), size)
+                images[part == which] = self.parts[which].pixels(inner[part == which].tolist(), size)
         return images

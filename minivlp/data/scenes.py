@@ -1,14 +1,12 @@
-"""The scene world: endless little pictures whose truth is known, drawn from a seed.
+"""The scene world as a dataset: any number of small pictures, drawn from a seed, whose content is known exactly.
 
-A scene holds one to three things: emoji objects and coloured shapes (two in five), each 25 to 42 % of the picture's
-side, never overlapping. About a quarter of the things are called small or large, and one scene in eight with one or
-two things holds a group ("two bees"). See `scene` for all that is true of one scene.
+`scene_sampling` says what scenes look like; `scene` says what is known about each.
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 
@@ -16,30 +14,35 @@ import numpy as np
 from PIL import Image
 
 from minivlp.data.batch import Region, Sample
-from minivlp.data.grammar import COLORS, OBJECTS, SHAPES, SIZES, Mention, split_of
-from minivlp.data.scene import Corners, Draw, Ground, Scene, Thing, pick, relation
-from minivlp.data.sprites import TEXTURES, paste, plain_ground, sprite_size, textured_ground
+from minivlp.data.dataset import Size, height_width
+from minivlp.data.rng import RandomSource
+from minivlp.data.scene import LANGUAGES, Scene
+from minivlp.data.scene_sampling import draw_scene
+from minivlp.data.sprites import paste, plain_background, textured_background
 
 SPLITS = ("train", "validation", "test", "composition", "all")
-_VERSION = 1  # part of a cache file's name: raise it when the same seed gives other pictures
-_ID_STEP = 100_000_000  # image ids of two splits never meet
+_VERSION = 1  # part of a cache file's name: increase it when the same seed gives other pictures
+_ID_STEP = 100_000_000  # keeps the image ids of two splits apart
 
 
 class Scenes:
-    """A dataset of scenes (docs/architecture.md says what a dataset is). Row r depends on seed, split and r alone.
+    """A `Dataset` of scenes. Row r depends on split, seed and r only, not on the number of rows.
 
     Args:
-        split: `train`, `validation` and `test` share no set of things (nouns, colours, counts), hence no caption in
-            any wording. `composition` holds scenes with at least one combination that the three others never show:
-            eight coloured shapes (`grammar.HELD_OUT_PAIRS`: each colour and each shape misses one partner) and one in
-            twenty of the pairs of objects. `all` is drawn from everything, for looking and for zero-shot
-            classification over all nouns; never train on it.
-        size: side of the pictures in pixels, at least 32. objects: fewest and most things in a scene, 1 to 3.
+        count: number of scenes.
+        split: `train`, `validation` and `test` have no set of objects (nouns, colors, counts) in common, hence no
+            caption in any wording. `composition` has scenes with at least one combination that the other three never
+            show: eight colored shapes (`grammar.HELD_OUT_PAIRS`) or one in twenty of the pairs of objects. `all` is
+            drawn from everything, for zero-shot classification over all nouns; never train on it.
+        size: side of the pictures in pixels, at least 32.
+        objects: smallest and largest number of objects in a scene, 1 to 3.
         language: of captions, phrases and questions, "en" or "zh".
-        cache_dir: a folder that keeps the drawn pictures as one uint8 file, so that the next run starts at once.
+        cache_dir: a folder for a file with all the pictures, so that the next run need not draw them.
+        memory: bytes of pictures to keep. Every picture is drawn when it is first needed and kept until the limit is
+            reached; the default holds 24,000 pictures of 64 x 64 or 6,000 of 128 x 128 pixels. The others are drawn
+            again each time (about 1 ms), or read from the file if there is a `cache_dir`.
 
-    Pictures are drawn when they are first asked for, and kept. Raises ValueError for arguments outside these bounds
-    and IndexError for a row that is not there.
+    Raises ValueError for arguments outside these bounds and IndexError for a row that does not exist.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class Scenes:
         objects: tuple[int, int] = (1, 3),
         language: str = "en",
         cache_dir: str | os.PathLike | None = None,
+        memory: int = 300_000_000,
     ) -> None:
         if split not in SPLITS:
             raise ValueError(f"no split {split!r}: choose one of {', '.join(SPLITS)}")
@@ -58,14 +62,17 @@ class Scenes:
             raise ValueError(
                 f"count {count}, size {size}, objects {objects}: needs count >= 1, size >= 32, 1-3 objects"
             )
-        if language not in ("en", "zh"):
-            raise ValueError(f"no captions in language {language!r}: choose en or zh")
+        if language not in LANGUAGES:
+            raise ValueError(f"no captions in language {language!r}: choose {' or '.join(LANGUAGES)}")
         self.split, self.seed, self.size, self.objects, self.language = split, seed, size, tuple(objects), language
         self._scenes: list[Scene | None] = [None] * count
-        self._pictures = np.empty((count, size, size, 3), np.uint8)
-        self._drawn = np.zeros(count, bool)
+        bytes_each = 3 * size * size
+        self._kept = np.empty((min(count, memory // bytes_each), size, size, 3), np.uint8)
+        self._slots = np.full(count, -1, np.int32)  # row -> index into _kept, -1 if it is not there
+        self._used = 0  # slots of _kept that are filled
+        self._file: Path | None = None  # pictures on disk, where not all of them are kept
         if cache_dir is not None:
-            self._through_file(Path(cache_dir))
+            self._use_cache_file(Path(cache_dir))
 
     def __len__(self) -> int:
         return len(self._scenes)
@@ -77,7 +84,7 @@ class Scenes:
         row = self._row(row)
         scene = self.scene(row)
         return Sample(
-            image=self._picture(row).copy(),
+            image=self.pixels([row])[0],
             image_id=self.image_id(row),
             captions=scene.captions(self.language),
             regions=scene.regions(self.language),
@@ -87,7 +94,7 @@ class Scenes:
         )
 
     def scene(self, row: int) -> Scene:
-        """The truth of this row."""
+        """The true content of the picture."""
         row = self._row(row)
         if self._scenes[row] is None:
             rng = Random(f"minivlp scenes {self.split} {self.seed} {row}")
@@ -103,157 +110,88 @@ class Scenes:
         return self.scene(row).regions(self.language)
 
     def questions(self, row: int) -> list[tuple[str, str]]:
-        """Questions with their one right answer."""
+        """(question, answer) pairs."""
         return self.scene(row).questions(self.language)
 
-    def statements(self, row: int, rng: Draw) -> list[tuple[str, str]]:
-        """Three statements with their label: entailed, neutral, contradicted."""
+    def statements(self, row: int, rng: RandomSource) -> list[tuple[str, str]]:
+        """Three (statement, label) pairs: entailed, neutral, contradicted."""
         return self.scene(row).statements(rng, self.language)
 
-    def wrong_caption(self, row: int, rng: Draw, wording: int) -> str:
-        """A false caption, one fact changed, told like the caption of this number."""
-        return self.scene(row).wrong_caption(rng, wording, self.language)
+    def negative_caption(self, row: int, rng: RandomSource, wording: int) -> str:
+        """A false caption: one fact changed, in the wording of caption number `wording`."""
+        return self.scene(row).negative_caption(rng, wording, self.language)
 
     def image_id(self, row: int) -> int:
-        """The row, plus a step that keeps the splits apart."""
+        """The row, plus an offset that differs between the splits."""
         return self._row(row) + _ID_STEP * SPLITS.index(self.split)
 
-    def pixels(self, rows: np.ndarray | list[int], size: int | None = None) -> np.ndarray:
-        """Pictures (B, size, size, 3) uint8; drawn in the dataset's own size, resized if another is asked for."""
-        rows = [self._row(int(row)) for row in rows]
-        for row in rows:
-            self._picture(row)
-        pictures = self._pictures[rows]
-        if size in (None, self.size):
+    def pixels(self, rows: Sequence[int] | np.ndarray, size: Size | None = None) -> np.ndarray:
+        """Pictures (B, H, W, 3) uint8, drawn at the dataset's own size and resized if `size` is another."""
+        rows = np.array([self._row(int(row)) for row in rows], dtype=np.int64)
+        pictures = self._pictures(rows)
+        height, width = height_width(self.size if size is None else size)
+        if (height, width) == (self.size, self.size):
             return pictures
-        small = [Image.fromarray(picture).resize((size, size), Image.Resampling.BICUBIC) for picture in pictures]
-        return np.stack([np.asarray(image) for image in small])
+        resized = np.empty((len(rows), height, width, 3), np.uint8)
+        for i, picture in enumerate(pictures):
+            resized[i] = Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC)
+        return resized
 
     def _row(self, row: int) -> int:
         if not -len(self) <= row < len(self):
             raise IndexError(f"no row {row} in a dataset of {len(self)} scenes")
         return row % len(self)
 
-    def _picture(self, row: int) -> np.ndarray:
-        if not self._drawn[row]:
-            self._pictures[row] = render(self.scene(row))
-            self._drawn[row] = True
-        return self._pictures[row]
+    def _pictures(self, rows: np.ndarray) -> np.ndarray:
+        """A copy of these pictures (B, side, side, 3)."""
+        if self._file is not None:
+            # Mapped anew each time: the pages that were read do not stay in memory.
+            return np.load(self._file, mmap_mode="r")[rows]
+        if (self._slots[rows] >= 0).all():
+            return self._kept[self._slots[rows]]
+        return np.stack([self._picture(int(row)) for row in rows])
 
-    def _through_file(self, folder: Path) -> None:
-        """Reads all pictures from the cache, or draws and writes them: beside first, so that a kill leaves no half."""
-        few, many = self.objects
-        name = f"scenes-v{_VERSION}-{self.split}-{self.seed}-{len(self)}x{self.size}-{few}to{many}.npy"
+    def _picture(self, row: int) -> np.ndarray:
+        if self._slots[row] >= 0:
+            return self._kept[self._slots[row]]
+        picture = render(self.scene(row))
+        if self._used < len(self._kept):
+            self._kept[self._used], self._slots[row] = picture, self._used
+            self._used += 1
+        return picture
+
+    def _use_cache_file(self, folder: Path) -> None:
+        """Write the file if it does not exist; load it if it fits into the memory, else read from it when needed."""
+        low, high = self.objects
+        name = f"scenes-v{_VERSION}-{self.split}-{self.seed}-{len(self)}x{self.size}-{low}to{high}.npy"
+        shape = (len(self), self.size, self.size, 3)
         file = folder / name
-        if file.is_file():
-            kept = np.load(file)
-            if kept.shape != self._pictures.shape or kept.dtype != np.uint8:
-                raise ValueError(f"{file} does not hold the pictures its name promises: delete it, it will be remade")
-            self._pictures = kept
-        else:
-            for row in range(len(self)):
-                self._picture(row)
+        if not file.is_file():
             folder.mkdir(parents=True, exist_ok=True)
-            beside = file.with_suffix(f".{os.getpid()}.tmp")
-            with open(beside, "wb") as stream:
-                np.save(stream, self._pictures)
-            os.replace(beside, file)
-        self._drawn[:] = True
+            unfinished = file.with_suffix(f".{os.getpid()}.tmp")  # a run that is killed must not leave half a file
+            with open(unfinished, "wb") as stream:
+                header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(stream, header)
+                for row in range(len(self)):
+                    stream.write(self._picture(row).tobytes())
+            os.replace(unfinished, file)
+        pictures = np.load(file, mmap_mode="r")
+        if pictures.shape != shape or pictures.dtype != np.uint8:
+            raise ValueError(f"{file} does not contain the pictures its name says: delete it, and it is written again")
+        if len(self._kept) == len(self):
+            self._kept, self._slots, self._used = np.load(file), np.arange(len(self)), len(self)
+        else:
+            self._file, self._kept = file, self._kept[:0]
 
 
 def render(scene: Scene) -> np.ndarray:
-    """Draws the scene: (side, side, 3) uint8."""
-    ground = scene.ground
-    if ground.texture:
-        picture = textured_ground(scene.side, ground.texture, ground.crop, ground.colors[0])
+    """The picture of a scene, (side, side, 3) uint8."""
+    background = scene.background
+    if background.texture:
+        picture = textured_background(scene.side, background.texture, background.crop, background.colors[0])
     else:
-        picture = plain_ground(scene.side, *ground.colors)
-    for thing in scene.things:
-        for box in thing.boxes:
-            paste(picture, thing.noun, thing.color, box)
+        picture = plain_background(scene.side, *background.colors)
+    for one in scene.objects:
+        for box in one.boxes:
+            paste(picture, one.noun, one.color, box)
     return picture
-
-
-def draw_scene(rng: Random, split: str = "all", size: int = 64, objects: tuple[int, int] = (1, 3)) -> Scene:
-    """A scene of this split by chance."""
-    while True:
-        said = _draw_mentions(rng, pick(rng, range(objects[0], objects[1] + 1)))
-        if split != "all" and split_of(said) != split:
-            continue
-        things = _place(rng, said, size)
-        if things is not None:
-            return Scene(things, _draw_ground(rng), size)
-
-
-def _draw_mentions(rng: Random, many: int) -> list[Mention]:
-    """What the scene shows: different things, now and then two shapes that differ by colour only, or a group."""
-    said: list[Mention] = []
-    while len(said) < many:
-        shapes = [thing.noun for thing in said if thing.color]
-        if rng.random() >= 0.4:
-            thing = Mention(pick(rng, OBJECTS))
-        elif shapes and rng.random() < 0.3:
-            thing = Mention(shapes[0], pick(rng, COLORS))  # its colour is what tells it from the other
-        else:
-            thing = Mention(pick(rng, SHAPES), pick(rng, COLORS))
-        if thing not in said:
-            said.append(thing)
-    if many < 3 and rng.random() < 0.12:
-        i = pick(rng, range(many))
-        said[i] = replace(said[i], count=pick(rng, (2, 3)))
-    # The word comes first and its size after it: so small and large are said equally often.
-    return [replace(t, size=pick(rng, SIZES)) if t.count == 1 and rng.random() < 0.25 else t for t in said]
-
-
-def _place(rng: Random, said: list[Mention], size: int) -> tuple[Thing, ...] | None:
-    """Finds a place for each, or None if chance was against it too often."""
-    for _ in range(20):
-        placed: list[Thing] = []
-        for thing in said:
-            for _ in range(40):
-                there = _put(rng, thing, size)
-                if not any(_touch(a, b) for a in there.boxes for other in placed for b in other.boxes) and (
-                    not placed or relation(placed[-1], there)
-                ):
-                    placed.append(there)
-                    break
-            else:
-                break
-        if len(placed) == len(said):
-            return tuple(placed)
-    return None
-
-
-def _put(rng: Random, said: Mention, size: int) -> Thing:
-    """One thing somewhere: a group stands in a row or a column and is smaller, so that others find room."""
-    least, most = (25 * size + 99) // 100, (42 if said.count == 1 else 30) * size // 100
-    if said.size == "small":
-        most = 29 * size // 100
-    elif said.size == "large":
-        least = (38 * size + 99) // 100
-    side = pick(rng, range(least, most + 1))
-    width, height = sprite_size(said.noun, said.color, side)
-    gap = min(1 + pick(rng, range(size // 16)), (size - said.count * side) // said.count)  # three of 30 % still fit
-    step_x, step_y = (width + gap, 0) if rng.random() < 0.5 else (0, height + gap)
-    room_x, room_y = size - width - (said.count - 1) * step_x, size - height - (said.count - 1) * step_y
-    x, y = pick(rng, range(room_x + 1)), pick(rng, range(room_y + 1))
-    boxes: list[Corners] = []
-    for i in range(said.count):
-        left, top = x + i * step_x, y + i * step_y
-        boxes.append((left, top, left + width, top + height))
-    return Thing(said.noun, said.color, said.size, said.count, tuple(boxes))
-
-
-def _touch(a: Corners, b: Corners) -> bool:
-    return not (a[2] < b[0] or b[2] < a[0] or a[3] < b[1] or b[3] < a[1])
-
-
-def _draw_ground(rng: Random) -> Ground:
-    """Muted colours of middle lightness: black, white and every colour of ours stand out."""
-    grey = pick(rng, range(150, 206))
-    top = tuple(grey + pick(rng, range(-16, 17)) for _ in range(3))
-    bottom = tuple(part + pick(rng, range(-18, 19)) for part in top)
-    if rng.random() < 0.5:
-        return Ground((top, bottom))
-    crop = (pick(rng, range(1000)), pick(rng, range(1000)), pick(rng, range(4, 11)))
-    return Ground((top, bottom), pick(rng, TEXTURES), crop)

@@ -1,4 +1,4 @@
-"""How a scene is drawn: emoji sprites, coloured shapes, and the ground behind them. Everything is cached as uint8."""
+"""Drawing: emoji sprites, colored shapes, and the backgrounds behind them. Resized sprites and textures are cached."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 
 from minivlp.data import samples_dir
 
-# Colours that also differ in lightness, so that they stay apart for colour-blind readers.
+# The colors also differ in lightness, so that color-blind readers can tell them apart.
 RGB = {
     "red": (206, 30, 46),
     "green": (22, 150, 90),
@@ -21,8 +21,8 @@ RGB = {
     "black": (28, 28, 34),
     "white": (252, 252, 252),
 }
-TEXTURES = ("grass", "gravel", "hubble")  # the photos that show nothing our captions name
-_CANVAS = 288  # shapes are drawn large and made small, which smooths their edges
+TEXTURES = ("grass", "gravel", "hubble")  # photos without any object of the scene world
+_CANVAS = 288  # pixels: shapes are drawn large and then reduced, which smooths their edges
 
 
 @lru_cache(maxsize=256)
@@ -35,31 +35,32 @@ def sprite_size(noun: str, color: str | None, side: int) -> tuple[int, int]:
 
 @lru_cache(maxsize=8192)
 def sprite(noun: str, color: str | None, side: int) -> tuple[np.ndarray, np.ndarray]:
-    """Colour times opacity (h, w, 3) and what is left of the ground (h, w, 1), both uint16 in 0..255²."""
+    """Color times opacity (h, w, 3), and the transparency (h, w, 1) in 0..255; both uint16."""
     image = _source(noun, color).resize(sprite_size(noun, color, side), Image.Resampling.LANCZOS)
     pixels = np.asarray(image).astype(np.uint16)  # (h, w, 4)
     return pixels[..., :3] * pixels[..., 3:], 255 - pixels[..., 3:]
 
 
 def paste(picture: np.ndarray, noun: str, color: str | None, box: tuple[int, int, int, int]) -> None:
-    """Draws one sprite into `picture` (H, W, 3) uint8, filling `box` (corners in pixels)."""
+    """Draw one sprite into `picture` (H, W, 3) uint8, filling `box` (corners in pixels)."""
     x0, y0, x1, y1 = box
-    ink, rest = sprite(noun, color, max(x1 - x0, y1 - y0))
-    under = picture[y0:y1, x0:x1]
-    picture[y0:y1, x0:x1] = (ink + rest * under + 127) // 255
+    premultiplied, transparency = sprite(noun, color, max(x1 - x0, y1 - y0))
+    below = picture[y0:y1, x0:x1]
+    picture[y0:y1, x0:x1] = (premultiplied + transparency * below + 127) // 255
 
 
-def plain_ground(size: int, top: tuple[int, int, int], bottom: tuple[int, int, int]) -> np.ndarray:
-    """A soft gradient from one colour to another, (size, size, 3) uint8."""
+def plain_background(size: int, top: tuple[int, int, int], bottom: tuple[int, int, int]) -> np.ndarray:
+    """A vertical gradient from one color to another, (size, size, 3) uint8."""
     down = np.linspace(0, 1, size, dtype=np.float32)[:, None]  # (size, 1)
     rows = np.float32(top) * (1 - down) + np.float32(bottom) * down  # (size, 3)
     return np.repeat(rows.astype(np.uint8)[:, None], size, axis=1)
 
 
-def textured_ground(size: int, texture: str, crop: tuple[int, int, int], tint: tuple[int, int, int]) -> np.ndarray:
-    """A piece of a photo, faded so that sprites stand out, (size, size, 3) uint8.
+def textured_background(size: int, texture: str, crop: tuple[int, int, int], tint: tuple[int, int, int]) -> np.ndarray:
+    """A crop of a photo, mixed with `tint` so that sprites stand out, (size, size, 3) uint8.
 
-    crop: where the piece lies, from 0 to 999 to the right and down, and how many quarters of `size` the photo is wide.
+    crop: x and y of the crop, from 0 (left, top) to 999 (right, bottom), and the width of the photo in quarters of
+    `size`.
     """
     photo = _texture(texture, size * crop[2] // 4)
     x, y = ((photo.shape[0] - size) * part // 999 for part in crop[:2])
@@ -76,11 +77,11 @@ def _texture(name: str, side: int) -> np.ndarray:
 
 @lru_cache(maxsize=256)
 def _source(noun: str, color: str | None) -> Image.Image:
-    """The sprite at its largest, cropped tightly, so that its box is exact."""
+    """The sprite at full size, cropped tightly so that its box is exact. Raises FileNotFoundError."""
     if color is None:
         file = samples_dir() / "sprites" / f"{noun}.png"
         if not file.is_file():
-            raise FileNotFoundError(f"no sprite {file}: check data_samples out again, or remake it by make_samples.py")
+            raise FileNotFoundError(f"no sprite {file}: check out data_samples again, or run make_samples.py")
         return Image.open(file).convert("RGBA")
     mask = Image.new("L", (_CANVAS, _CANVAS), 0)
     _draw_shape(ImageDraw.Draw(mask), noun, _CANVAS - 1)
@@ -90,7 +91,7 @@ def _source(noun: str, color: str | None) -> Image.Image:
 
 
 def _draw_shape(draw: ImageDraw.ImageDraw, shape: str, side: int) -> None:
-    """One of SHAPES in white, filling a square of this side."""
+    """Draw one of SHAPES in white so that it fills a square of this side."""
     half, third = side / 2, side / 3
     if shape == "circle":
         draw.ellipse((0, 0, side, side), fill=255)

@@ -1,4 +1,4 @@
-"""What search costs: encode everything once and compare, let image and text meet in every pair, or both in turn.
+"""The cost of search: encode each image and text once and compare, run every pair through the model, or re-rank.
 
 Axes: M images, N texts.
 """
@@ -13,16 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minivlp.evaluation.forward import chunks, evaluating, images_of, need, once_each, texts_of
+from minivlp.data.batch import Text
+from minivlp.evaluation.forward import chunks, images_of, need
+from minivlp.inference import evaluating, share_image_encoding, tokenize_for
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What it takes to compare M images with N texts: encode each once, look at every pair, or re-rank the best.
+    """The cost of comparing M images with N texts in three ways: encode each once, run every pair, re-rank the best.
 
-    seconds_once is None for a model that cannot encode apart. seconds_shared: every pair, but the texts of an image
-    share its encoding; None for a model that cannot share (`match_many`). `measured`: the M x N that were run, where
-    the seconds are extrapolated from fewer.
+    seconds_once: None for a model that cannot encode images and texts alone. seconds_pairs: every pair on its own.
+    seconds_shared: every pair, but each image is encoded once for all texts; None for a model without `match_many`.
+    measured: the numbers M and N that were run, if the seconds are extrapolated from these.
     """
 
     images: int
@@ -34,7 +36,7 @@ class Cost:
 
     @property
     def encodings(self) -> int:
-        """Passes of a dual encoder."""
+        """Encodings that a dual encoder needs."""
         return self.images + self.texts
 
     @property
@@ -43,18 +45,18 @@ class Cost:
         return self.images * self.texts
 
     def pairs_of_best(self, k: int) -> int:
-        """Pairs that re-ranking looks at, at most: k texts per image and k images per text, which may coincide."""
+        """Pairs that re-ranking needs at most: k texts per image and k images per text, which may coincide."""
         return min(self.images * min(k, self.texts) + self.texts * min(k, self.images), self.pairs)
 
     def seconds_best(self, k: int) -> float | None:
-        """Encoding each once, then `match` for the k best of each image and each text."""
+        """Seconds for encoding each once, then `match` for the k best of each image and each text."""
         if self.seconds_once is None:
             return None
         per_pair = (self.seconds_pairs if self.seconds_shared is None else self.seconds_shared) / self.pairs
         return self.seconds_once + per_pair * self.pairs_of_best(k)
 
     def scaled(self, images: int, texts: int) -> Cost:
-        """What the same model would take for other numbers, by proportion."""
+        """The cost for other numbers of images and texts, in proportion."""
         once, pairs = (images + texts) / self.encodings, images * texts / self.pairs
         return replace(
             self,
@@ -67,7 +69,7 @@ class Cost:
         )
 
     def rows(self, k: int = 16) -> list[tuple[str, str, float | None]]:
-        """(way, passes, seconds or None) of all ways to search; `k` is re-ranking's."""
+        """(way, passes, seconds or None) of all ways to search; `k` is that of re-ranking."""
         ways = [("each encoded once", f"{self.encodings:,} encodings", self.seconds_once)]
         ways.append(("every pair", f"{self.pairs:,} passes", self.seconds_pairs))
         if self.seconds_shared is not None:
@@ -78,78 +80,85 @@ class Cost:
         return ways
 
     def __str__(self) -> str:
-        lines = [f"{self.images:,} images x {self.texts:,} texts{self._told()}"]
+        lines = [f"{self.images:,} images x {self.texts:,} texts{self._extrapolated()}"]
         for way, passes, seconds in self.rows():
             lines.append(f"  {way:<32} {'not possible' if seconds is None else f'{passes}, {_short(seconds)} s'}")
         return "\n".join(lines)
 
     def _repr_markdown_(self) -> str:
-        lines = [f"{self.images:,} images x {self.texts:,} texts{self._told()}", "", "| | passes | seconds |"]
+        lines = [f"{self.images:,} images x {self.texts:,} texts{self._extrapolated()}", "", "| | passes | seconds |"]
         lines.append("|---|---:|---:|")
         for way, passes, seconds in self.rows():
             lines.append(f"| {way} | {passes} | {'not possible' if seconds is None else _short(seconds)} |")
         return "\n".join(lines)
 
-    def _told(self) -> str:
+    def _extrapolated(self) -> str:
         return "" if self.measured is None else " (extrapolated from {} x {})".format(*self.measured)
 
 
 def cost(model: Any, dataset: Any, tokenizer: Any, *, images: int = 20, texts: int = 20, batch_size: int = 250) -> Cost:
-    """All ways of scoring images x texts, run and timed (text encoding included, decoding of pictures not).
+    """Run and time all ways of scoring images x texts. Includes the encoding of texts, but not the decoding of images.
 
-    A model without `match` stands in for one that must see each pair: it encodes both sides again for every pair.
-    `cost(…).scaled(1000, 1000)` is the table for a thousand of each, extrapolated.
+    For a model without `match`, "every pair" encodes image and text of each pair anew, as a model must that reads both
+    together. `cost(...).scaled(1000, 1000)` is the table for a thousand of each, extrapolated.
     """
     need(model, "embed_images", "match")
-    texts_given = [dataset.captions(row)[0] for row in range(min(texts, len(dataset)))]
+    rows = range(min(images, len(dataset)))
+    captions = [dataset.captions(row)[0] for row in range(min(texts, len(dataset)))]
     with evaluating(model):
-        pictures = images_of(model, dataset, range(min(images, len(dataset))))
-        ids, mask = texts_of(model, tokenizer, texts_given)
-        pairs = [(i, t) for i in range(len(pictures)) for t in range(len(ids))]  # image by image
+        pixels, text = images_of(model, dataset, rows), tokenize_for(model, tokenizer, captions)
+        pairs = [(i, t) for i in range(len(pixels)) for t in range(len(text))]  # image by image
 
         def once() -> None:
-            image = [model.embed_images(part) for part in pictures.split(batch_size)]
-            parts = zip(ids.split(batch_size), mask.split(batch_size), strict=True)
-            torch.cat(image) @ torch.cat([model.embed_texts(*part) for part in parts]).T
+            features = [model.embed_texts(text[some]) for some in _slices(len(text), batch_size)]
+            for part in pixels.split(batch_size):
+                encoded = model.embed_images(part)
+                for texts_ in features:
+                    model.score(encoded, texts_)
 
-        def meet(image: Tensor, text: Tensor) -> None:
+        def alone(image_rows: Tensor, texts_: Text) -> None:
             if hasattr(model, "match"):
-                model.match(pictures[image], ids[text], mask[text])
-            else:
-                (model.embed_images(pictures[image]) * model.embed_texts(ids[text], mask[text])).sum(-1)
+                model.match(pixels[image_rows], texts_)
+            else:  # comparing two features takes no time next to computing them
+                model.embed_images(pixels[image_rows]), model.embed_texts(texts_)
 
-        def meet_shared(image: Tensor, text: Tensor) -> None:
-            distinct, which = image.unique(return_inverse=True)
-            once_each(model, "match", pictures[distinct], which, ids[text], mask[text])
+        def shared(image_rows: Tensor, texts_: Text) -> None:
+            different, which = image_rows.unique(return_inverse=True)
+            share_image_encoding(model, "match", pixels[different], which, texts_)
 
-        def all_pairs(way: Callable[[Tensor, Tensor], None]) -> None:
+        def all_pairs(way: Callable[[Tensor, Text], None]) -> None:
             for part in chunks(pairs, batch_size):
-                way(*torch.tensor(part, device=pictures.device).T)
+                image_rows, text_rows = torch.tensor(part, device=pixels.device).T
+                way(image_rows, text[text_rows])
 
         return Cost(
-            len(pictures),
-            len(ids),
-            _seconds(once, pictures) if hasattr(model, "embed_images") else None,
-            _seconds(lambda: all_pairs(meet), pictures),
-            _seconds(lambda: all_pairs(meet_shared), pictures) if hasattr(model, "match_many") else None,
+            len(pixels),
+            len(text),
+            _seconds(once, pixels.device) if hasattr(model, "embed_images") else None,
+            _seconds(lambda: all_pairs(alone), pixels.device),
+            _seconds(lambda: all_pairs(shared), pixels.device) if hasattr(model, "match_many") else None,
         )
+
+
+def _slices(count: int, size: int) -> list[slice]:
+    return [slice(start, start + size) for start in range(0, count, size)]
 
 
 def _short(seconds: float) -> str:
     return f"{seconds:.2f}" if seconds < 10 else f"{seconds:,.0f}"
 
 
-def _seconds(run: Callable[[], None], where: Tensor) -> float:
-    _wait(where)
+def _seconds(run: Callable[[], None], device: torch.device) -> float:
+    _synchronize(device)
     start = time.perf_counter()
     run()
-    _wait(where)
+    _synchronize(device)
     return time.perf_counter() - start
 
 
-def _wait(tensor: Tensor) -> None:
-    """Let a GPU finish, so that the clock tells the truth."""
-    if tensor.device.type == "cuda":
-        torch.cuda.synchronize(tensor.device)
-    elif tensor.device.type == "mps":
+def _synchronize(device: torch.device) -> None:
+    """Wait for a GPU, which computes asynchronously."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
         torch.mps.synchronize()

@@ -1,6 +1,6 @@
-"""A caption, fact by fact: what it states rightly, what wrongly, and what it leaves out.
+"""Facts of a caption compared with a scene: which are right, which are wrong, and which are missing.
 
-Needs scenes, whose truth is known. It reads English of our grammar, and whatever a model in training makes of it.
+The truth must be known, so this is for scenes. It reads English captions of our grammar, also broken ones.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ import numpy as np
 from minivlp.data import english
 from minivlp.data.english import COUNTS, plural
 from minivlp.data.grammar import COLORS, OBJECTS, SHAPES, SIZES, Facts, Mention
-from minivlp.data.scene import Scene, relation, size_word
-from minivlp.evaluation.score import Score, Scores, bootstrap, pooled
+from minivlp.data.placement import relation, size_word
+from minivlp.data.scene import Scene
+from minivlp.evaluation.score import Score, Scores, bootstrap, bootstrap_counts
 
-FACTS = ("objects", "colours", "sizes", "counts", "relations")
+FACTS = ("objects", "colors", "sizes", "counts", "relations")
 OUTCOMES = ("right", "wrong", "missing")
 _NOUNS = {word: noun for noun in SHAPES + OBJECTS for word in (noun, plural(noun))}
 _NUMBERS = {"a": 1, "an": 1, "the": 1} | {word: count for count, word in COUNTS.items()}
 _RELATIONS = ("left", "right", "above", "below")
-_OPENINGS = ("picture", "photo", "image")  # what is a picture of something is not one of its things
+_OPENINGS = ("picture", "photo", "image")  # "a picture of": not an object of the scene
 
 
 def words_of(text: str) -> list[str]:
@@ -32,152 +33,159 @@ def words_of(text: str) -> list[str]:
 
 
 def read_facts(caption: str) -> Facts:
-    """What a caption states, however broken its grammar: the things in its order, with what stands before each.
+    """What a caption states, however broken its grammar: its objects in order, each with the words in front of it.
 
-    A thing without a number that fits it has `count` 0; where no relation stands between two things, it is the empty
-    string. Words of other worlds are passed over.
+    An object without a number that fits its noun has `count` 0. Where no relation stands between two objects, it is the
+    empty string. Unknown words are skipped.
     """
-    return _read(caption)[0]
-
-
-def _read(caption: str) -> tuple[Facts, list[dict[str, int]], list[int]]:
-    """The facts; which word says the noun, color, size and count of each thing; and which word each relation."""
-    things, relations, places, between = [], [], [], []
-    count, color, size, where, at = 0, None, None, "", {}
-    for place, word in enumerate(words_of(caption)):
-        if word in _NOUNS:
-            if things:
-                relations.append(where)
-                between.append(at.get("where", place))
-            if count == 1 and word not in SHAPES + OBJECTS:  # "a bees"
-                count = 0
-            things.append(Mention(_NOUNS[word], color, size, count))
-            places.append({**at, "noun": place})
-            count, color, size, where, at = 0, None, None, "", {}
-        elif word in COLORS:
-            color, at["color"] = word, place
-        elif word in SIZES:
-            size, at["size"] = word, place
-        elif word in _NUMBERS:
-            count, at["count"] = _NUMBERS[word], place
-        elif word in _OPENINGS:
-            count = 0
-        elif word in _RELATIONS:
-            where, at["where"] = word, place
-    return Facts(tuple(things), tuple(relations)), places, between
-
-
-def check_facts(caption: str, scene: Scene) -> np.ndarray:
-    """How many facts of each kind (`FACTS`) are right, wrong, missing (`OUTCOMES`): (5, 3).
-
-    Things are matched by their noun so that as much as possible is right: of "a red heart above a red heart" only one
-    can mean the one red heart that is there. All that is said of a thing that is not there is wrong, and of a thing
-    that is not mentioned its object, its count and what captions say of it (colour, size, where its neighbour lies) are
-    missing.
-    """
-    return _best_reading(caption, scene).counts
+    return _read(caption).facts
 
 
 class _Reading(NamedTuple):
-    """One way to understand a caption: the facts (5, 3), the places of words that are wrong, what is missing."""
+    """The facts of a caption, and the index of the word that states each."""
 
-    counts: np.ndarray
-    wrong: set[int]
-    missing: list[str]
+    facts: Facts
+    mention_words: list[dict[str, int]]  # of each mention: noun, color, size, count, as far as they are stated
+    relation_words: list[int]  # of each relation
 
 
-def _best_reading(caption: str, scene: Scene) -> _Reading:
-    read = _read(caption)
-    same_noun = [[i for i, said in enumerate(read[0].things) if said.noun == thing.noun] for thing in scene.things]
+def _read(caption: str) -> _Reading:
+    objects, relations, mention_words, relation_words = [], [], [], []
+    count, color, size, where, at = 0, None, None, "", {}
+    for index, word in enumerate(words_of(caption)):
+        if word in _NOUNS:
+            if objects:
+                relations.append(where)
+                relation_words.append(at.get("where", index))
+            if count == 1 and word not in SHAPES + OBJECTS:  # "a bees"
+                count = 0
+            objects.append(Mention(_NOUNS[word], color, size, count))
+            mention_words.append({**at, "noun": index})
+            count, color, size, where, at = 0, None, None, "", {}
+        elif word in COLORS:
+            color, at["color"] = word, index
+        elif word in SIZES:
+            size, at["size"] = word, index
+        elif word in _NUMBERS:
+            count, at["count"] = _NUMBERS[word], index
+        elif word in _OPENINGS:
+            count = 0
+        elif word in _RELATIONS:
+            where, at["where"] = word, index
+    return _Reading(Facts(tuple(objects), tuple(relations)), mention_words, relation_words)
+
+
+def check_facts(caption: str, scene: Scene) -> np.ndarray:
+    """How many facts of each kind (`FACTS`) are right, wrong and missing (`OUTCOMES`): (5, 3).
+
+    Mentions are assigned to objects of the same noun such that as many facts as possible are right: of "a red heart
+    above a red heart" only one can mean the one red heart that is there. Everything that is stated of an object that is
+    not there is wrong. Of an object that is not mentioned, these are missing: the object, its count, and what captions
+    state of it (color, size, the relation to its neighbor).
+    """
+    return _best_verdict(caption, scene).counts
+
+
+class _Verdict(NamedTuple):
+    """A caption under one assignment of its mentions to objects."""
+
+    counts: np.ndarray  # (5, 3) as in `check_facts`
+    wrong: set[int]  # indices of the words that state something wrong
+    missing: list[str]  # what is missing, in words
+
+
+def _best_verdict(caption: str, scene: Scene) -> _Verdict:
+    reading = _read(caption)
+    mentions = reading.facts.objects
+    same_noun = [[i for i, said in enumerate(mentions) if said.noun == one.noun] for one in scene.objects]
     best = None
-    for choice in product(*([None, *mentions] for mentions in same_noun)):
-        named = [mention for mention in choice if mention is not None]
-        if len(set(named)) == len(named):  # no mention means two things
-            reading = _check(*read, scene, choice)
-            right, wrong, _ = reading.counts.sum(axis=0)
+    for assignment in product(*([None, *indices] for indices in same_noun)):
+        assigned = [mention for mention in assignment if mention is not None]
+        if len(set(assigned)) == len(assigned):  # no mention means two objects
+            verdict = _judge(reading, scene, assignment)
+            right, wrong, _ = verdict.counts.sum(axis=0)
             if best is None or (right, -wrong) > best[0]:
-                best = (right, -wrong), reading
+                best = (right, -wrong), verdict
     return best[1]
 
 
-def _check(
-    said: Facts, places: Sequence[dict[str, int]], between: Sequence[int], scene: Scene, choice: Sequence[int | None]
-) -> _Reading:
-    """As `check_facts`, if thing i is what the caption's mention `choice[i]` means."""
+def _judge(reading: _Reading, scene: Scene, assignment: Sequence[int | None]) -> _Verdict:
+    """The verdict if mention `assignment[i]` of the caption means object i of the scene; None is no mention."""
+    said, mention_words, relation_words = reading
     counts = np.zeros((len(FACTS), len(OUTCOMES)), dtype=int)
-    errors: set[int] = set()
+    wrong: set[int] = set()
     missing: list[str] = []
 
-    def claim(kind: int, holds: bool, place: int) -> None:
+    def claim(kind: int, holds: bool, word: int) -> None:
         counts[kind, 0 if holds else 1] += 1
-        errors.update(() if holds else (place,))
+        wrong.update(() if holds else (word,))
 
-    meant = {mention: scene.things[i] for i, mention in enumerate(choice) if mention is not None}
-    for number, (mention, at) in enumerate(zip(said.things, places, strict=True)):
-        thing = meant.get(number)
-        claim(0, thing is not None, at["noun"])
-        sizes = {size_word(box, scene.side) for box in thing.boxes} if thing else set()
+    meant = {mention: scene.objects[i] for i, mention in enumerate(assignment) if mention is not None}
+    for number, (mention, at) in enumerate(zip(said.objects, mention_words, strict=True)):
+        one = meant.get(number)
+        claim(0, one is not None, at["noun"])
+        sizes = {size_word(box, scene.side) for box in one.boxes} if one else set()
         if mention.color:
-            claim(1, thing is not None and thing.color == mention.color, at["color"])
+            claim(1, one is not None and one.color == mention.color, at["color"])
         if mention.size:
             claim(2, sizes == {mention.size}, at["size"])
         if mention.count:
-            claim(3, thing is not None and thing.count == mention.count, at["count"])
-    for thing, mention in zip(scene.facts.things, choice, strict=True):
-        told = None if mention is None else said.things[mention]
-        counts[0, 2] += told is None
-        lacks = {}
+            claim(3, one is not None and one.count == mention.count, at["count"])
+    for one, index in zip(scene.facts.objects, assignment, strict=True):
+        mention = None if index is None else said.objects[index]
+        counts[0, 2] += mention is None
+        absent = {}
         for kind, name in enumerate(("color", "size", "count"), start=1):
-            if getattr(thing, name) and not (told and getattr(told, name)):
+            if getattr(one, name) and not (mention and getattr(mention, name)):
                 counts[kind, 2] += 1
-                lacks[name] = getattr(thing, name)
-        if told is None:
-            missing.append(english.name(thing))
-        elif lacks:
-            say = english.name if "count" in lacks else english.bare
-            missing.append(say(Mention(thing.noun, lacks.get("color"), lacks.get("size"), thing.count)))
+                absent[name] = getattr(one, name)
+        if mention is None:
+            missing.append(english.name(one))
+        elif absent:
+            say = english.name if "count" in absent else english.bare
+            missing.append(say(Mention(one.noun, absent.get("color"), absent.get("size"), one.count)))
     related = set()
     for number, where in enumerate(said.relations):
         if where:
             one, other = meant.get(number), meant.get(number + 1)
-            claim(4, one is not None and other is not None and relation(one, other) == where, between[number])
+            holds = one is not None and other is not None and relation(one, other) == where
+            claim(4, holds, relation_words[number])
             related.add(frozenset((number, number + 1)))
     for pair, one, where, other in zip(
-        zip(choice, choice[1:], strict=False), scene.things, scene.relations, scene.things[1:], strict=False
+        zip(assignment, assignment[1:], strict=False), scene.objects, scene.relations, scene.objects[1:], strict=False
     ):
         if frozenset(pair) not in related:
             counts[4, 2] += 1
-            if None not in pair:  # else the thing itself stands among what is missing
+            if None not in pair:  # otherwise the object itself is listed as missing
                 missing.append(f"{one.noun} {english.RELATIONS[where]} {other.noun}")
-    return _Reading(counts, errors, missing)
+    return _Verdict(counts, wrong, missing)
 
 
 def proofread(caption: str, scene: Scene) -> tuple[list[tuple[str, bool]], list[str]]:
-    """The caption's words, each with whether it states something wrong; and what is missing, in words.
+    """The words of the caption, each with whether it states something wrong; and what is missing, in words.
 
-    By the same reading as `check_facts`. Of a thing that is not there all that is said is wrong. For
-    `drawing.caption_grid`.
+    Mentions and objects are assigned as in `check_facts`. For `drawing.caption_grid`.
     """
-    reading = _best_reading(caption, scene)
-    return [(word, place in reading.wrong) for place, word in enumerate(words_of(caption))], reading.missing
+    verdict = _best_verdict(caption, scene)
+    return [(word, index in verdict.wrong) for index, word in enumerate(words_of(caption))], verdict.missing
 
 
 def tells_all(caption: str, scene: Scene) -> bool:
-    """Whether this is a true caption of the scene: in its grammar, naming every thing, with its colour, and no error.
+    """Whether this is a complete and true caption: in the grammar, all objects named with their colors, no error.
 
-    A size is told or left out, as in our captions, where chance decides; from whichever thing the caption sets out.
+    Sizes may be left out. The caption may begin with any object.
     """
     facts = english.parse(caption)
-    if facts is None or len(facts.things) != len(scene.things) or not scene.holds(facts):
+    if facts is None or len(facts.objects) != len(scene.objects) or not scene.holds(facts):
         return False
-    return not check_facts(caption, scene)[FACTS.index("colours"), OUTCOMES.index("missing")]
+    return not check_facts(caption, scene)[FACTS.index("colors"), OUTCOMES.index("missing")]
 
 
 def fact_scores(written: Sequence[str], scenes: Sequence[Scene], blind: Sequence[str]) -> Scores:
-    """Facts stated rightly, wrongly, and missing, as shares of all three together; then what is right, by kind.
+    """Facts that are right, wrong and missing, as shares of all three together; then those that are right, by kind.
 
-    `objects named`: how many of the things that are there. `a true caption`: how often all is told and all is true
-    (`tells_all`).
+    `objects named`: the share of the scene's objects that are named. `a true caption`: the share of captions for which
+    `tells_all` holds. `blind` are captions that were written without the image: their score is chance.
     """
     counts, blind_counts = (
         np.stack([check_facts(text, scene) for text, scene in zip(texts, scenes, strict=True)])
@@ -189,13 +197,13 @@ def fact_scores(written: Sequence[str], scenes: Sequence[Scene], blind: Sequence
             return float(part[:, facts, outcome].sum() / max(1, part[:, facts][:, :, among].sum()))
 
         asked = counts[:, facts][:, :, among]
-        return pooled(counts, measure, measure(blind_counts), n=int(asked.sum()))
+        return bootstrap_counts(counts, measure, measure(blind_counts), n=int(asked.sum()))
 
     every = list(range(len(FACTS)))
     scores = {f"facts {name}": share(every, i) for i, name in enumerate(OUTCOMES)}
     scores |= {f"{name} right": share([i]) for i, name in enumerate(FACTS) if counts[:, i].any()}
     scores["objects named"] = share([0], among=(0, 2))  # right, of those that are there
-    told, blind_told = (
+    complete, blind_complete = (
         [tells_all(text, scene) for text, scene in zip(texts, scenes, strict=True)] for texts in (written, blind)
     )
-    return Scores(scores | {"a true caption": bootstrap(told, float(np.mean(blind_told)))})
+    return Scores(scores | {"a true caption": bootstrap(complete, float(np.mean(blind_complete)))})

@@ -1,24 +1,26 @@
-"""From a dataset and a tokenizer to a model's verbs, in batches: what every measure needs."""
+"""From rows of a dataset and strings to a model's verbs, in batches: what every measure needs.
+
+Axes: B batch, M images, N texts.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Hashable, Iterator, Sequence
+from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from minivlp.asking import device_of, evaluating, once_each, texts_of
 from minivlp.data.batch import to_tensor
+from minivlp.inference import device_of, share_image_encoding, tokenize_for
 
-__all__ = ["evaluating", "once_each", "texts_of"]  # measures ask by these
+Item = TypeVar("Item", bound=Hashable)
 
 
 def need(model: Any, *verbs: str) -> None:
     """Raise TypeError unless the model has one of these verbs."""
     if not any(hasattr(model, verb) for verb in verbs):
-        raise TypeError(f"{type(model).__name__} has no {' or '.join(verbs)}: this measure cannot be taken of it.")
+        raise TypeError(f"{type(model).__name__} has no {' or '.join(verbs)}: it cannot be measured in this way.")
 
 
 def first_rows(dataset: Any, limit: int | None) -> range:
@@ -29,53 +31,78 @@ def first_rows(dataset: Any, limit: int | None) -> range:
     return rows
 
 
+def chunks(items: Sequence, size: int) -> Iterator[Sequence]:
+    """The items in runs of at most `size`."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def distinct(items: Sequence[Item]) -> tuple[list[Item], Tensor]:
+    """The distinct items in order of first appearance, and for each item its index among them, (n,) long."""
+    number = {item: i for i, item in enumerate(dict.fromkeys(items))}
+    return list(number), torch.tensor([number[item] for item in items], dtype=torch.long)
+
+
 def images_of(model: Any, dataset: Any, rows: Sequence[int]) -> Tensor:
-    """Images (B, 3, H, W) of these rows, on the model's device. A row asked twice is decoded once."""
-    distinct, where = np.unique(np.asarray(rows), return_inverse=True)
-    pixels = dataset.pixels(distinct.tolist(), model.config.image.image_size)
-    return to_tensor(pixels)[torch.from_numpy(where.reshape(-1))].to(device_of(model))
+    """Images (B, 3, H, W) of these rows, on the model's device. A row that is asked for twice is decoded once."""
+    different, image_rows = distinct([int(row) for row in rows])
+    pixels = dataset.pixels(different, model.config.image.image_size)
+    return to_tensor(pixels)[image_rows].to(device_of(model))
 
 
-def embed_images(model: Any, dataset: Any, rows: Sequence[int], batch_size: int = 250) -> Tensor:
-    """Unit vectors (n, E) of the images of these rows: each image is encoded once."""
-    return torch.cat([model.embed_images(images_of(model, dataset, part)) for part in chunks(rows, batch_size)]).float()
+def for_each_text(
+    model: Any, verb: str, dataset: Any, tokenizer: Any, rows: Sequence[int], texts: Sequence[str]
+) -> Tensor:
+    """The result of `verb` (match, ground) for text i and the image of row i, (B, ...), in one pass.
+
+    A model that has the verb's `_many` form encodes each image once, so texts of one image should be neighbors.
+    """
+    different, image_rows = distinct([int(row) for row in rows])
+    images = images_of(model, dataset, different)
+    return share_image_encoding(
+        model, verb, images, image_rows.to(images.device), tokenize_for(model, tokenizer, texts)
+    )
 
 
-def embed_texts(model: Any, tokenizer: Any, texts: Sequence[str], batch_size: int = 250) -> Tensor:
-    """Unit vectors (n, E) of these texts: each text is encoded once, however often it stands in the list."""
-    distinct = list(dict.fromkeys(texts))
-    parts = [model.embed_texts(*texts_of(model, tokenizer, part)) for part in chunks(distinct, batch_size)]
-    row = {text: i for i, text in enumerate(distinct)}
-    return torch.cat(parts).float()[[row[text] for text in texts]]
+def embed_texts(model: Any, tokenizer: Any, texts: Sequence[str], batch_size: int = 250) -> list[Tensor]:
+    """Features of the texts, one tensor per batch.
+
+    They stay apart, because features of any shape are allowed: those of late interaction, one vector per token, are as
+    long as the longest text of their batch.
+    """
+    return [model.embed_texts(tokenize_for(model, tokenizer, part)) for part in chunks(texts, batch_size)]
+
+
+def score_all(
+    model: Any, dataset: Any, rows: Sequence[int], text_features: Sequence[Tensor], batch_size: int = 250
+) -> Tensor:
+    """`score` of every image of these rows with every text, (M, N); each image is encoded once.
+
+    text_features: a tensor per batch of texts, as from `embed_texts`. Images and texts are scored one batch by one
+    batch, so that a model with many vectors per image and text needs memory for one such block only.
+    """
+    table = []
+    for part in chunks(rows, batch_size):
+        images = model.embed_images(images_of(model, dataset, part))
+        table.append(torch.cat([model.score(images, texts) for texts in text_features], dim=1).float())
+    return torch.cat(table)
 
 
 def pair_scores(
     model: Any, dataset: Any, tokenizer: Any, rows: Sequence[int], texts: Sequence[str], batch_size: int = 250
 ) -> Tensor:
-    """How well row i and text i fit, (n,): by `match` if the model has it, else by the cosine of the two embeddings."""
-    need(model, "match", "embed_images")
-    if not hasattr(model, "match"):
-        distinct, where = np.unique(np.asarray(rows), return_inverse=True)
-        image = embed_images(model, dataset, distinct.tolist(), batch_size)[torch.from_numpy(where.reshape(-1))]
-        return (image * embed_texts(model, tokenizer, texts, batch_size)).sum(-1)
-    parts = [
-        each_text(model, "match", dataset, tokenizer, [rows[i] for i in some], [texts[i] for i in some])
-        for some in chunks(range(len(rows)), batch_size)
-    ]
-    return torch.cat(parts).float()
+    """How well text i fits the image of row i, (n,): by `match` if the model has it, else by `score` of the features.
 
-
-def each_text(model: Any, verb: str, dataset: Any, tokenizer: Any, rows: Sequence[int], texts: Sequence[str]) -> Tensor:
-    """What `verb` (match, ground) says of text i and the image of row i: (B, ...), in one pass.
-
-    Texts of one image should stand together: with the verb's `_many` form the model encodes their image once.
+    Texts of one image should be neighbors: then the image is encoded once.
     """
-    distinct, where = np.unique(np.asarray(rows), return_inverse=True)
-    images, which = images_of(model, dataset, distinct.tolist()), torch.from_numpy(where.reshape(-1))
-    return once_each(model, verb, images, which.to(images.device), *texts_of(model, tokenizer, texts))
-
-
-def chunks(items: Sequence, size: int) -> Iterator[Sequence]:
-    """The items in runs of at most `size`."""
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
+    need(model, "match", "embed_images")
+    parts = []
+    for some in chunks(range(len(rows)), batch_size):
+        asked = [int(rows[i]) for i in some], [texts[i] for i in some]
+        if hasattr(model, "match"):
+            parts.append(for_each_text(model, "match", dataset, tokenizer, *asked))
+        else:
+            (images, image_rows), (different, text_rows) = (distinct(items) for items in asked)
+            features = embed_texts(model, tokenizer, different, batch_size)
+            parts.append(score_all(model, dataset, images, features, batch_size)[image_rows, text_rows])
+    return torch.cat(parts).float()

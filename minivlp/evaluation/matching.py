@@ -1,4 +1,7 @@
-"""Does the model read the words? Captions with one fact changed, and words to be filled in."""
+"""Does the model read the words? Captions with one fact changed, and masked words to be predicted.
+
+Axes: B batch, L text tokens.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from minivlp.data.text import words
-from minivlp.evaluation.forward import chunks, evaluating, first_rows, images_of, need, pair_scores, texts_of
+from minivlp.data.batch import Text
+from minivlp.data.english import FUNCTION_WORDS
+from minivlp.data.text import group_words
+from minivlp.evaluation.forward import chunks, first_rows, images_of, need, pair_scores
 from minivlp.evaluation.score import Scores, bootstrap
-
-# words that the sentence asks for, not the picture
-FUNCTION_WORDS = frozenset("a an the of to in on at is are and with there it this that picture photo image".split())
+from minivlp.inference import evaluating, tokenize_for
 
 
 def counterfactual(
@@ -29,10 +31,10 @@ def counterfactual(
 ) -> Scores:
     """How often the true caption scores above the same caption with one fact changed, by kind of change, and the mean.
 
-    Kinds: object, colour, size, relation, swap (the two things exchanged), count, as far as the scenes allow them. The
-    pair is scored by `match` if the model has it, else by the cosine of its two embeddings; a tie counts half; chance
-    is one half. `mean` gives every kind the same weight, however often it applies. Source of the idea: Yuksekgonul et
-    al. 2023, "When and why vision-language models behave like bags-of-words".
+    Kinds: object, color, size, relation, swap (two objects exchanged), count, as far as they apply to a scene. A pair
+    is scored by `match` if the model has it, else by `score` of its features. A tie counts half, and chance is one
+    half. `mean` gives every kind the same weight, however often it applies. Source of the idea: Yuksekgonul et al.
+    2023, "When and why vision-language models behave like bags-of-words".
 
     Raises ValueError when the dataset does not know the truth of its images (photos, folders).
     """
@@ -42,20 +44,21 @@ def counterfactual(
     for row in first_rows(dataset, limit):
         scene = dataset[row].truth
         if scene is None:
-            raise ValueError(f"Row {row} has no known truth to change: counterfactuals need scenes, not photos.")
+            raise ValueError(f"The truth of row {row} is not known: counterfactuals need scenes, not photos.")
         true = scene.captions(language)[0]
         asked.extend((row, kind, true, changed) for kind, changed in scene.counterfactuals(rng, language).items())
     if not asked:
         raise ValueError("No caption of this dataset can be changed: use scenes with more than a bare object.")
-    rows = [row for row, *_ in asked]
+    rows, kinds, true_texts, changed_texts = zip(*asked, strict=True)
     with evaluating(model):
         true, changed = (
-            pair_scores(model, dataset, tokenizer, rows, [a[side] for a in asked], batch_size).cpu() for side in (2, 3)
+            pair_scores(model, dataset, tokenizer, rows, texts, batch_size).cpu()
+            for texts in (true_texts, changed_texts)
         )
     if not (true.isfinite().all() and changed.isfinite().all()):
-        raise ValueError("The model's scores hold NaN or infinity: nothing can be compared.")
+        raise ValueError("The model's scores contain NaN or infinity, so they cannot be compared.")
     right = ((true > changed) + 0.5 * (true == changed)).numpy()
-    kinds, images = np.array([kind for _, kind, *_ in asked]), np.array(rows)
+    kinds, images = np.array(kinds), np.array(rows)
     each = Counter(kinds.tolist())
     scores = {kind: bootstrap(right[kinds == kind], 0.5, images=images[kinds == kind]) for kind in sorted(each)}
     equal = np.array([1 / each[kind] for kind in kinds.tolist()])
@@ -71,52 +74,50 @@ def masked_words(
     limit: int | None = None,
     batch_size: int = 250,
 ) -> Scores:
-    """How often a masked content word is filled in rightly: with its image, with another's, and with no image at all.
+    """How often a masked content word is predicted: with its image, with the image of another row, and with no image.
 
-    One content word of every image's first caption is masked (all its pieces must be right). The wrong image is another
-    row's; no image is the mean colour of the images, everywhere. What is right without the image was guessed from the
-    text alone. Chance is the share of the most frequent masked word.
+    One content word of every image's first caption is masked; all of its pieces must be right. "no image" is a plain
+    one in the mean color of the images. What is right without the image follows from the text alone. Chance is the
+    share of the most frequent masked word.
     """
-    need(model, "fill")
+    need(model, "mlm_logits")
     rng = np.random.default_rng(seed)
     rows = first_rows(dataset, limit)
     if len(rows) < 2:
-        raise ValueError("One image alone has no wrong image beside it: evaluate at least two.")
+        raise ValueError('One image alone has no other image for "wrong image": evaluate at least two.')
     right: dict[str, list[bool]] = {"right image": [], "wrong image": [], "no image": []}
-    hidden: list[tuple[int, str]] = []  # (row, masked word)
+    drawn: list[tuple[int, str]] = []  # (row, masked word)
     with evaluating(model):
         for part in chunks(rows, batch_size):
-            ids, mask = texts_of(model, tokenizer, [dataset.captions(row)[0] for row in part])
-            masked, drawn = _mask_one_word(tokenizer, ids, mask, rng)
-            hidden.extend((part[i], word) for i, word in drawn)
+            text = tokenize_for(model, tokenizer, [dataset.captions(row)[0] for row in part])
+            masked, words = mask_one_word(tokenizer, text, rng)
+            drawn.extend((part[i], word) for i, word in words)
             others = [rows[(row + len(rows) // 2) % len(rows)] for row in part]
             images, wrong = images_of(model, dataset, part), images_of(model, dataset, others)
             plain = images.mean(dim=(0, 2, 3), keepdim=True).expand_as(images)
-            asked = masked != ids  # (B, L)
-            few = torch.tensor([i for i, _ in drawn], dtype=torch.long, device=ids.device)
-            for name, seen in zip(right, (images, wrong, plain), strict=True):
-                filled = model.fill(seen, masked, mask).argmax(-1)  # (B, L)
-                right[name].extend(((filled == ids) | ~asked).all(1)[few].tolist())
-    if not hidden:
-        raise ValueError("No caption holds a content word that could be masked.")
-    blind = Counter(word for _, word in hidden).most_common(1)[0][1] / len(hidden)
-    images_asked = [row for row, _ in hidden]
-    return Scores({name: bootstrap(hits, blind, images=images_asked) for name, hits in right.items()})
+            asked = masked.ids != text.ids  # (B, L)
+            with_word = torch.tensor([i for i, _ in words], dtype=torch.long, device=asked.device)
+            for name, shown in zip(right, (images, wrong, plain), strict=True):
+                predicted = model.mlm_logits(shown, masked).argmax(-1)  # (B, L)
+                right[name].extend(((predicted == text.ids) | ~asked).all(1)[with_word].tolist())
+    if not drawn:
+        raise ValueError("No caption has a content word that could be masked.")
+    chance = Counter(word for _, word in drawn).most_common(1)[0][1] / len(drawn)
+    images_asked = [row for row, _ in drawn]
+    return Scores({name: bootstrap(hits, chance, images=images_asked) for name, hits in right.items()})
 
 
-def _mask_one_word(
-    tokenizer: Any, ids: Tensor, mask: Tensor, rng: np.random.Generator
-) -> tuple[Tensor, list[tuple[int, str]]]:
-    """The ids (B, L) with one content word of each row masked, and (row, word) for each; a row without one stays."""
-    masked, drawn = ids.clone(), []
-    for i, row in enumerate(ids):
+def mask_one_word(tokenizer: Any, text: Text, rng: np.random.Generator) -> tuple[Text, list[tuple[int, str]]]:
+    """The texts (B, L) with a random content word of each masked, and (row, word) for each text that has one."""
+    ids, drawn = text.ids.clone(), []
+    for i, row in enumerate(text.ids):
         content = [
             (word, places)
-            for word, places in words(tokenizer, row[mask[i]])
+            for word, places in group_words(tokenizer, row[text.mask[i]])
             if word.lower() not in FUNCTION_WORDS and any(letter.isalnum() for letter in word)
         ]
         if content:
             word, places = content[rng.integers(len(content))]
-            masked[i, places] = tokenizer.mask_token_id
+            ids[i, places] = tokenizer.mask_token_id
             drawn.append((i, word))
-    return masked, drawn
+    return text.with_ids(ids), drawn

@@ -1,4 +1,4 @@
-"""A measured number that carries its own doubt: the value, its interval, and what a blind guess would get."""
+"""A measured value with its confidence interval and the value of guessing."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ RESAMPLES = 1000
 class Score:
     """One measure of one model.
 
-    `value` is the measure, `low` and `high` its 95 % bootstrap interval, `chance` what a guess that never looks would
-    get, `n` how many questions were asked. All but `n` are in the unit of the measure (a share in 0..1 or a rank).
+    `value` is the measure, `low` and `high` its 95 % bootstrap interval, `chance` the value of guessing without the
+    image, `n` how many questions were asked. All but `n` are in the unit of the measure (a share in 0..1 or a rank).
     """
 
     value: float
@@ -33,7 +33,7 @@ class Score:
 
 
 class Scores(dict[str, Score]):
-    """Scores by name: a plain dict that a notebook shows as a table."""
+    """Scores by name: a dict that a notebook shows as a table."""
 
     def __str__(self) -> str:
         width = max((len(name) for name in self), default=0)
@@ -44,7 +44,7 @@ class Scores(dict[str, Score]):
 
 
 def short(x: float) -> str:
-    """A number as a reader wants it: two decimals, fewer for large ones, one digit for tiny ones."""
+    """A number for tables: two decimals, none from 10 on, and one significant digit below 0.01."""
     if x != 0 and abs(x) < 0.01:
         return f"{x:.1g}"
     return f"{x:.2f}" if abs(x) < 10 else f"{x:.0f}"
@@ -56,7 +56,7 @@ def mean(values: np.ndarray, weights: np.ndarray) -> float:
 
 
 def median(values: np.ndarray, weights: np.ndarray) -> float:
-    """The weighted median of sorted `values` (n,), equal to numpy's when all weights are one."""
+    """The weighted median of sorted `values` (n,); with equal weights it is numpy's."""
     reached = np.cumsum(weights)
     half = reached[-1] / 2
     below, above = np.searchsorted(reached, half, "left"), np.searchsorted(reached, half, "right")
@@ -74,10 +74,10 @@ def bootstrap(
 ) -> Score:
     """The statistic of `values` (n,) with its 95 % percentile interval.
 
-    Images are resampled, not rows: rows with the same number in `images` (n,) come and go together, since five
-    captions of one image are not five independent witnesses. Without `images` every row is an image of its own.
-    `weights` (n,) lets rows count unequally. `statistic(values, weights)` is `mean` or `median`.
-    `n` of the result counts the rows. Source: Efron, "Bootstrap methods: another look at the jackknife" (1979).
+    Images are resampled, not rows: rows with the same number in `images` (n,) are drawn together, because five captions
+    of one image are not independent. Without `images`, every row is an image of its own. `weights` (n,) are the rows'
+    weights in `statistic(values, weights)`, which is `mean` or `median`. `n` of the result counts the rows.
+    Source: Efron, "Bootstrap methods: another look at the jackknife" (1979).
 
     Raises ValueError if there is nothing to average or a value is not finite.
     """
@@ -86,11 +86,13 @@ def bootstrap(
         raise ValueError(f"Nothing to score: expected a list of numbers, got shape {values.shape}.")
     if not np.isfinite(values).all():
         bad = int(np.flatnonzero(~np.isfinite(values))[0])
-        raise ValueError(f"Value {bad} is {values[bad]}: the model's output is not finite; look at its training loss.")
+        raise ValueError(f"Value {bad} is {values[bad]}: the model's output is not finite; check its training loss.")
     images = np.arange(len(values)) if images is None else np.asarray(images)
     weights = np.ones(len(values)) if weights is None else np.asarray(weights, dtype=float)
     if not len(values) == len(images) == len(weights):
-        raise ValueError(f"{len(values)} values, {len(images)} images, {len(weights)} weights: they must be as many.")
+        raise ValueError(
+            f"{len(values)} values, {len(images)} images, {len(weights)} weights: the numbers must be equal."
+        )
     order = np.argsort(values, kind="stable")  # once, so that the median need not sort in every round
     values, images, weights = values[order], images[order], weights[order]
     distinct, group = np.unique(images, return_inverse=True)
@@ -103,11 +105,13 @@ def bootstrap(
     return Score(float(statistic(values, weights)), float(low), float(high), float(chance), len(values))
 
 
-def pooled(counts: np.ndarray, measure: Callable[[np.ndarray], float], chance: float, n: int | None = None) -> Score:
-    """A measure of what is counted over all images together, such as BLEU: `counts` (images, …).
+def bootstrap_counts(
+    counts: np.ndarray, measure: Callable[[np.ndarray], float], chance: float, n: int | None = None
+) -> Score:
+    """`bootstrap` of a measure that is computed from counts over all images together, such as BLEU.
 
-    Images are resampled, and `measure` gets the counts, those of an image drawn twice doubled. `n`: how many were
-    asked, if not as many as there are images.
+    counts: (images, ...). measure: counts of this shape -> value; the counts of an image that is drawn twice are
+    doubled. n: how many questions were asked, if it is not the number of images.
     """
     shape = (-1, *[1] * (counts.ndim - 1))
 
@@ -119,7 +123,7 @@ def pooled(counts: np.ndarray, measure: Callable[[np.ndarray], float], chance: f
 
 
 def table(scores: Mapping[str, Score]) -> str:
-    """The scores as a markdown table, chance beside every value."""
+    """The scores as a markdown table, with chance next to each value."""
     lines = ["| measure | value | 95 % interval | chance | n |", "|---|---:|---:|---:|---:|"]
     for name, s in scores.items():
         lines.append(f"| {name} | {short(s.value)} | {short(s.low)} .. {short(s.high)} | {short(s.chance)} | {s.n} |")
@@ -127,14 +131,14 @@ def table(scores: Mapping[str, Score]) -> str:
 
 
 def spread(runs: Sequence[Mapping[str, Score]]) -> dict[str, str]:
-    """How far seeds lie apart, by measure: "0.79 .. 0.83 over 3 seeds". `runs` holds one dict of scores per seed.
+    """The range over seeds, by measure: "0.79 .. 0.83 over 3 seeds". `runs` holds one dict of scores per seed.
 
-    Raises ValueError if there is no run, or if the runs measured different things.
+    Raises ValueError if there is no run, or if the runs have different measures.
     """
     if not runs:
         raise ValueError("No runs to compare: give one dict of scores per seed.")
     if any(run.keys() != runs[0].keys() for run in runs):
-        raise ValueError("The runs hold different measures; evaluate every seed in the same way.")
+        raise ValueError("The runs have different measures; evaluate every seed in the same way.")
     seeds = "1 seed" if len(runs) == 1 else f"{len(runs)} seeds"
     found = {name: [run[name].value for run in runs] for name in runs[0]}
     return {name: f"{short(min(v))} .. {short(max(v))} over {seeds}" for name, v in found.items()}

@@ -1,15 +1,16 @@
 """Pre-trained image towers from timm: a vision transformer in our own encoder, any other model by its feature map.
 
-    timm_tower("vit_small_patch16_224", weights="vit_small.safetensors")   an ImageEncoder: blocks, attention maps, all
-    timm_tower("convnext_tiny")                                             a FeatureTower: the map's places are patches
+    timm_tower("vit_small_patch16_224", weights="vit_small.safetensors")   an ImageEncoder: blocks, attention maps
+    timm_tower("convnext_tiny")                                            a FeatureTower: places of the map are patches
 
-Both take our images, in [-1, 1]; how the model wants its pixels is taken care of inside. timm itself is imported when a
-tower is made. Axes: B batch, P patches = rows * columns, D width.
+Both take our images, in [-1, 1], and change them to the pixels that the model was trained on. timm itself is imported
+when a tower is made. Axes: B batch, P patches = rows * columns, D width.
 """
 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from minivlp.layers.block import ACTIVATIONS, BlockConfig
-from minivlp.layers.encoders import ImageConfig, ImageEncoder
+from minivlp.layers.attention import Rows, select
+from minivlp.layers.embeddings import ImageConfig, PixelNormalization
+from minivlp.layers.timm_weights import UnsupportedModel, encoder_from_timm, one_or_two, pixel_statistics
+from minivlp.layers.towers import ImageEncoder
+from minivlp.layers.transformer import BlockConfig
 
 
 @dataclass(frozen=True)
 class TimmConfig(ImageConfig):
-    """The feature map of the timm model `name`. `patch_size`: pixels to a place of the map; of `block` and `layers`
-    only the width means something. mean, std: how the model wants pixels of 0..1 to be normalised."""
+    """The feature map of the timm model `name`.
+
+    patch_size: pixels to a place of the map. Of `block` only the width is meaningful, `layers` is 0. mean, std: how the
+    model wants pixels of 0..1 to be normalized.
+    """
 
     name: str = ""
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
@@ -32,20 +39,29 @@ class TimmConfig(ImageConfig):
 
 
 class FeatureTower(nn.Module):
-    """images (B, 3, H, W) -> tokens (B, 1+P, D): the class token if the model has one, else the mean, then the map."""
+    """images (B, 3, H, W) -> tokens (B, 1+P, D): the class token if the model has one, else the mean, then the map.
+
+    `model`: one that was opened already; None makes one with random weights.
+    """
 
     def __init__(self, config: TimmConfig, model: nn.Module | None = None) -> None:
-        """`model`: one that was opened already; None makes one with random weights."""
         super().__init__()
         self.config = config
         self.model = open_timm(config.name) if model is None else model
-        scale, shift = pixel_change(config.mean, config.std)
-        self.register_buffer("scale", scale[:, None, None], persistent=False)
-        self.register_buffer("shift", shift[:, None, None], persistent=False)
+        self.normalize: nn.Module = PixelNormalization(config.mean, config.std)
 
-    def forward(self, images: Tensor) -> Tensor:
-        first, patches = feature_map(self.model, images * self.scale + self.shift)
-        return torch.cat([first, patches.flatten(1, 2)], dim=1)  # (B, 1+P, D)
+    def block_matrices(self) -> Iterator[tuple[nn.Parameter, int]]:
+        """The matrices of timm's blocks, and how many projections each stacks (for the optimizer)."""
+        stacked = {"qkv": 3, "kv": 2}
+        for name, layer in self.model.named_modules():
+            if isinstance(layer, nn.Linear) and "blocks." in name:
+                yield layer.weight, stacked.get(name.rpartition(".")[2], 1)
+
+    def forward(self, images: Tensor, rows: Rows | None = None) -> Tensor:
+        """`rows`: which tokens are returned; all of them are computed."""
+        first, patches = feature_map(self.model, self.normalize(images))
+        tokens = torch.cat([first, patches.flatten(1, 2)], dim=1)  # (B, 1+P, D)
+        return tokens if rows is None else select(tokens, rows)
 
 
 def image_tower(config: ImageConfig) -> nn.Module:
@@ -59,21 +75,21 @@ def timm_tower(
     """The timm model `name` as a tower: in our encoder where that can express it, else by its feature map.
 
     weights: a file that timm wrote or published, .safetensors or .pth (of which only tensors are read). pretrained:
-    fetch them from the model hub. Neither: random. Raises ValueError for an unknown name or weights that do not fit,
+    download them from the model hub. Neither: random. Raises ValueError for an unknown name or weights that do not fit,
     FileNotFoundError where there is no file or no hub.
     """
     model = open_timm(name, weights, pretrained)
     try:
-        return as_encoder(model)
-    except BeyondUs:
+        return encoder_from_timm(model)
+    except UnsupportedModel:
         return feature_tower(name, model)
 
 
 def from_timm(name: str, weights: Path | str | None = None, *, pretrained: bool = False) -> ImageEncoder:
     """As `timm_tower`, but always our own encoder. Raises ValueError, saying why, where it cannot express the model."""
     try:
-        return as_encoder(open_timm(name, weights, pretrained))
-    except BeyondUs as problem:
+        return encoder_from_timm(open_timm(name, weights, pretrained))
+    except UnsupportedModel as problem:
         raise ValueError(
             f"{name} {problem}, which ImageEncoder cannot express: timm_tower takes its feature map"
         ) from None
@@ -92,15 +108,17 @@ def open_timm(name: str, weights: Path | str | None = None, pretrained: bool = F
         heads = tuple(f"{head}." for head in ([heads] if isinstance(heads, str) else heads))
         tensors = {key: tensor for key, tensor in read_weights(weights).items() if not key.startswith(heads)}
         overlay |= {"state_dict": tensors, "custom_load": False}
-    how = {"pretrained": True, "pretrained_cfg_overlay": overlay} if weights is not None else {"pretrained": pretrained}
+    source = {"pretrained": pretrained}
+    if weights is not None:
+        source = {"pretrained": True, "pretrained_cfg_overlay": overlay}
     try:
-        return timm.create_model(name, num_classes=0, **how).eval()
-    except Exception as error:  # which ones, depends on the network library underneath
+        return timm.create_model(name, num_classes=0, **source).eval()
+    except Exception as error:  # its class depends on the network library underneath
         if weights is not None:
             raise ValueError(f"{weights} does not fit timm's {name}: {error}") from None
         if pretrained:
             remedy = "download the file where there is a network, and give it as weights"
-            raise FileNotFoundError(f"no pretrained weights of {name} to be had ({error}): {remedy}") from None
+            raise FileNotFoundError(f"cannot download the pretrained weights of {name} ({error}): {remedy}") from None
         raise
 
 
@@ -122,15 +140,6 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
     return found
 
 
-def pixel_change(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[Tensor, Tensor]:
-    """scale and shift (3,) that bring pixels in [-1, 1] to what `mean` and `std` make of pixels in 0..1."""
-    mean_, std_ = torch.tensor(mean), torch.tensor(std)
-    return 0.5 / std_, (0.5 - mean_) / std_
-
-
-# ---- any model, by its feature map -----------------------------------------------------------------------------------
-
-
 def feature_map(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     """The first token (B, 1, D) and the map (B, rows, columns, D) of a timm model."""
     features = model.forward_features(images)
@@ -148,109 +157,21 @@ def feature_map(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def feature_tower(name: str, model: nn.Module) -> FeatureTower:
-    """The model with what its feature map looks like, found by asking it once."""
-    told, weight = model.pretrained_cfg, next(model.parameters())
-    size = told["input_size"][-1]
-    with torch.no_grad():
-        _, patches = feature_map(model, torch.zeros(1, 3, size, size).to(weight))
-    rows, columns, width = patches.shape[1:]
-    if rows != columns or size % rows:
-        raise ValueError(f"{name} makes a map of {rows} x {columns} from {size} pixels: choose a model that divides it")
-    block = BlockConfig(width, heads=1, hidden=width)
-    config = TimmConfig(size, size // rows, 0, block, name=name, mean=tuple(told["mean"]), std=tuple(told["std"]))
-    return FeatureTower(config, model)
+    """The feature map of a timm model; its shape is found by running the model once.
 
-
-# ---- vision transformers, in our own encoder -------------------------------------------------------------------------
-
-_LAYER = {
-    "self_norm": "norm1",
-    "self_attention.qkv": "attn.qkv",
-    "self_attention.out": "attn.proj",
-    "feed_norm": "norm2",
-    "feed_forward.up": "mlp.fc1",
-    "feed_forward.down": "mlp.fc2",
-}
-_SCALED = {"self_attention.out": "ls1.gamma", "feed_forward.down": "ls2.gamma"}  # LayerScale's factors
-_AFTER = ("attn_pool.", "fc_norm.")  # how timm pools the tokens, which is not our business
-
-
-class BeyondUs(ValueError):
-    """What keeps a timm model out of our encoder, in words that follow its name."""
-
-
-def as_encoder(model: nn.Module) -> ImageEncoder:
-    """Our encoder with the weights of a timm vision transformer, proven on one picture. Raises BeyondUs."""
-    from timm.models.vision_transformer import VisionTransformer
-
-    if not isinstance(model, VisionTransformer):
-        raise BeyondUs("is no plain vision transformer")
-    if model.cls_token is None or model.reg_token is not None:
-        raise BeyondUs("has no class token" if model.cls_token is None else "has register tokens")
-    if isinstance(model.norm, nn.Identity):
-        raise BeyondUs("normalises only the mean of its tokens")
-    try:
-        encoder, (tensors, unused) = ImageEncoder(_config(model)), _translate(model)
-        if unused:
-            raise BeyondUs(f"has parts such as {min(unused)}")
-        encoder.to(next(model.parameters())).load_state_dict(tensors)
-    except (AttributeError, KeyError, RuntimeError) as error:
-        raise BeyondUs(f"is built otherwise ({error})") from None
-    scale, shift = (x.to(encoder.class_token)[:, None, None] for x in _pixel_change(model))
-    picture = torch.rand(1, 3, encoder.config.image_size, encoder.config.image_size).to(scale) * 2 - 1
-    with torch.no_grad():
-        ours, theirs = encoder.eval()(picture), model.eval().forward_features(picture * scale + shift)
-    if not torch.allclose(ours, theirs, rtol=1e-3, atol=1e-3):
-        raise BeyondUs("computes something else")
-    return encoder
-
-
-def _config(model: Any) -> ImageConfig:
-    first = model.blocks[0]
-    hidden, width = first.mlp.fc1.weight.shape
-    x = torch.linspace(-4, 4, 99)
-    same = [name for name, ours in ACTIVATIONS.items() if torch.allclose(ours(x.clone()), first.mlp.act(x.clone()))]
-    if not same:
-        raise BeyondUs(f"has the activation {first.mlp.act}")
-    block = BlockConfig(width, first.attn.num_heads, hidden, same[0], model.norm.eps)
-    size, patch = model.patch_embed.img_size[0], model.patch_embed.patch_size[0]
-    return ImageConfig(size, patch, len(model.blocks), block, norm_before=not isinstance(model.norm_pre, nn.Identity))
-
-
-def _translate(model: Any) -> tuple[dict[str, Tensor], set[str]]:
-    """timm's weights under our names, and the names of those that have no place with us.
-
-    LayerScale multiplies what a branch adds, which the branch's last matrix can do itself; likewise the first matrix
-    normalises the pixels.
+    Raises ValueError where the map does not divide the image into square patches.
     """
-    state = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(_AFTER)}
-    ours: dict[str, Tensor] = {}
-
-    def move(own: str, theirs: str, gain: Tensor | None = None) -> None:
-        weight = state.pop(f"{theirs}.weight")
-        bias = state.pop(f"{theirs}.bias", weight.new_zeros(len(weight)))
-        ours[f"{own}.weight"] = weight if gain is None else gain[:, None] * weight
-        ours[f"{own}.bias"] = bias if gain is None else gain * bias
-
-    move("patches.project", "patch_embed.proj")
-    weight = ours["patches.project.weight"]  # (D, 3, patch, patch)
-    scale, shift = (x.to(weight)[:, None, None] for x in _pixel_change(model))
-    ours["patches.project.weight"] = weight * scale
-    ours["patches.project.bias"] = ours["patches.project.bias"] + (weight * shift).sum(dim=(1, 2, 3))
-    ours["class_token"], positions = state.pop("cls_token")[0, 0], state.pop("pos_embed")[0]
-    if model.no_embed_class:
-        ours["class_position"], ours["positions"] = torch.zeros_like(positions[0]), positions
-    else:
-        ours["class_position"], ours["positions"] = positions[0], positions[1:]
-    move("norm", "norm")
-    if not isinstance(model.norm_pre, nn.Identity):
-        move("norm_before", "norm_pre")
-    for n in range(len(model.blocks)):
-        for own, theirs in _LAYER.items():
-            gain = state.pop(f"blocks.{n}.{_SCALED[own]}", None) if own in _SCALED else None
-            move(f"blocks.{n}.{own}", f"blocks.{n}.{theirs}", gain)
-    return ours, set(state)
-
-
-def _pixel_change(model: Any) -> tuple[Tensor, Tensor]:
-    return pixel_change(model.pretrained_cfg["mean"], model.pretrained_cfg["std"])
+    height, width = model.pretrained_cfg["input_size"][1:]
+    with torch.no_grad():
+        _, patches = feature_map(model, torch.zeros(1, 3, height, width).to(next(model.parameters())))
+    rows, columns, channels = patches.shape[1:]
+    patch = height // rows
+    if (rows * patch, columns * patch) != (height, width):
+        raise ValueError(
+            f"{name} makes a map of {rows} x {columns} from {height} x {width} pixels: choose a model "
+            "whose map divides the image into square patches"
+        )
+    mean, std = pixel_statistics(model)
+    block = BlockConfig(channels, heads=1, hidden=channels)
+    config = TimmConfig(one_or_two(height, width), patch, 0, block, name=name, mean=mean, std=std)
+    return FeatureTower(config, model)

@@ -1,4 +1,4 @@
-"""Checks of lesson 05's exercises. One certain word, two texts at once, padding, and filters that keep nothing."""
+"""Checks of lesson 05's exercises. One certain token, several texts at once, padding, and filters that keep nothing."""
 
 from __future__ import annotations
 
@@ -7,29 +7,21 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from minivlp.data.batch import Text
+from minivlp.layers.generation import nucleus
 from minivlp.lessons.check import attempt, demand
-from minivlp.objectives.captioning import caption_loss, next_words
+from minivlp.objectives.captioning import caption_loss, next_tokens
+from minivlp.objectives.masking import IGNORE
 
 
 def _random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def _inside(logits: Tensor, p: float) -> Tensor:
-    """Which words (V,) are in the nucleus: one word after the other, the likeliest first."""
-    probabilities, inside, reached = logits.softmax(-1), torch.zeros_like(logits, dtype=torch.bool), 0.0
-    for word in probabilities.argsort(descending=True):
-        if reached >= p:
-            break
-        inside[word] = True
-        reached += float(probabilities[word])
-    return inside
-
-
 def check_nucleus(student: Callable[[Tensor, float], Tensor]) -> None:
-    """Exercise 1: `student(logits, p)`, (B, V) -> the logits, -inf for all but the likeliest words that reach p."""
+    """Exercise 1: `student(logits, p)`, (B, V) -> the logits, -inf except for the most likely tokens that reach p."""
     probabilities = torch.tensor([[0.05, 0.50, 0.02, 0.30, 0.13]])
-    logits = probabilities.log() + 3  # logits are no log-probabilities: anything may be added to them
+    logits = probabilities.log() + 3  # logits are not log-probabilities: a constant may be added
     few = torch.as_tensor(attempt(student, logits.clone(), 0.4))
     got = torch.as_tensor(attempt(student, logits.clone(), 0.7))
     demand(
@@ -39,116 +31,121 @@ def check_nucleus(student: Callable[[Tensor, float], Tensor]) -> None:
     kept = got.isfinite()
     demand(
         not (few[0, 2].isfinite() and not few[0, 1].isfinite()),
-        "You keep the *least* likely words: sort with descending=True.",
+        "You keep the *least* likely tokens: sort with descending=True.",
     )
     demand(
         not torch.allclose(got.sum(), torch.tensor(1.0)) or not (got >= 0).all(),
-        "These are probabilities. Return logits: the caller draws from their softmax.",
+        "These are probabilities. Return logits: the caller applies the softmax.",
     )
     demand(
         not kept.all(),
-        "No word was ruled out. A logit of 0, or any number, can still be drawn; only -inf has probability 0.",
+        "All logits are finite, so any token can still be drawn; only -inf has probability 0.",
     )
     in_order = torch.where(
         torch.tensor([[True, True, False, False, False]]), logits.sort(descending=True)[0], -torch.inf
     )
     demand(
         not torch.equal(got, in_order),
-        "Your logits stand in the order of likelihood. Bring each back to its word (scatter), or you draw other words.",
+        "Your logits are sorted by probability. Bring each back to its token (scatter).",
     )
     names = kept[0].nonzero()[:, 0].tolist()
-    demand(names != [], "Nothing is left to draw from.")
+    demand(names != [], "No token is left to draw from.")
     demand(
         names != [1],
-        "With p = .7 you keep the word of .50 alone, which does not reach .7. The word that crosses the line stays in.",
+        "With p = .7 you keep the token of .50 alone, which does not reach .7. The token that crosses p stays in.",
     )
     demand(
         names != [1, 3, 4],
-        "You keep .50, .30 and .13 for p = .7: the first two reach it, the third is one too many. Ask what the words "
-        "*before* one have reached.",
+        "You keep .50, .30 and .13 for p = .7, but the first two reach it. Compare p with the sum *before* each token.",
     )
-    demand(names == [1, 3], f"For p = .7 the words 1 and 3 (.50 and .30) are kept; yours are {names}.")
-    demand(torch.equal(got[kept], logits[kept]), "The logits of the words that stay must stay as they are.")
+    demand(names == [1, 3], f"For p = .7 the tokens 1 and 3 (.50 and .30) are kept; yours are {names}.")
+    demand(torch.equal(got[kept], logits[kept]), "The logits of the tokens that stay must not change.")
     certain = torch.tensor([[0.01, 0.95, 0.04]]).log()
     got = torch.as_tensor(attempt(student, certain.clone(), 0.9))
-    demand(got.isfinite().any(), "One word has .95, p is .9: nothing is left. The likeliest word always stays.")
-    many = _random(6, 12) * torch.tensor([0.1, 0.5, 1, 2, 4, 8])[:, None]  # from unsure to certain
+    demand(got.isfinite().any(), "One token has .95, p is .9: nothing is left. The most likely token always stays.")
+    many = _random(6, 12) * torch.tensor([0.1, 0.5, 1, 2, 4, 8])[:, None]  # from uncertain to certain
     for p in (0.3, 0.9):
         got = torch.as_tensor(attempt(student, many.clone(), p)).isfinite()
-        wanted = torch.stack([_inside(row, p) for row in many])
+        wanted = nucleus(many, p).isfinite()
         demand(
             not (got == got[:1]).all() and len(set(got.sum(dim=1).tolist())) > 1,
-            "Every text gets as many words in yours, however sure the model is. That is top-k; a nucleus grows where "
-            "the model hesitates.",
+            "In yours every row keeps equally many tokens, as in top-k sampling; a nucleus is larger where it is "
+            "uncertain.",
         )
         row = int((got != wanted).any(dim=1).long().argmax())
         demand(
             torch.equal(got, wanted),
-            f"Six texts at once, p = {p}: for text {row} words {wanted[row].nonzero()[:, 0].tolist()} are inside, "
+            f"Six rows at once, p = {p}: for row {row} the tokens {wanted[row].nonzero()[:, 0].tolist()} are inside, "
             f"not {got[row].nonzero()[:, 0].tolist()}. Each row has its own nucleus.",
         )
-    print("ok: few words where the model is sure, many where it hesitates, and never none.")
+    print("ok: few tokens where the model is certain, many where it is uncertain, and at least one.")
 
 
 def check_caption_loss(student: Callable[[Tensor, Tensor, Tensor, float], Tensor]) -> None:
-    """Exercise 2: `student(logits, ids, mask, smoothing)`, (B, L, V), (B, L), (B, L) -> what the next words cost."""
+    """Exercise 2: `student(logits, ids, mask, smoothing)`, (B, L, V), (B, L), (B, L) -> the loss, a scalar."""
     ids = torch.tensor([[5, 8, 7, 9, 2], [5, 9, 2, 0, 0], [5, 7, 8, 2, 0]])
     mask, logits = ids > 0, 2 * _random(3, 5, 10, seed=1)
 
     def ask(smoothing: float, logits: Tensor = logits) -> Tensor:
         return torch.as_tensor(attempt(student, logits.clone(), ids.clone(), mask.clone(), smoothing)).float()
 
-    def cost(labels: Tensor, at: Tensor = logits[:, :-1], smoothing: float = 0.0) -> Tensor:
+    def loss(labels: Tensor, at: Tensor = logits[:, :-1], smoothing: float = 0.0) -> Tensor:
         return caption_loss(at, labels, smoothing)
 
-    labels = next_words(ids, mask)
-    plain, smooth = cost(labels), cost(labels, smoothing=0.1)
+    labels = next_tokens(Text(ids, mask))
+    plain, smooth = loss(labels), loss(labels, smoothing=0.1)
     got = ask(0.0)
     demand(got.ndim == 0, f"The loss must be one number, yours has shape {tuple(got.shape)}.")
-    here = ids.masked_fill(~mask, -100)
+    here = ids.masked_fill(~mask, IGNORE)
     demand(
-        not any(torch.isclose(got, cost(x, logits)) for x in (ids, here)),
-        "You ask at each place for the word that stands there, which the model has just read. Ask for the one after.",
+        not any(torch.isclose(got, loss(x, logits)) for x in (ids, here)),
+        "You predict at each position the token that the model has just read. Predict the next one.",
     )
     before = here[:, :-1]
     demand(
-        not any(torch.isclose(got, cost(x, logits[:, 1:])) for x in (ids[:, :-1], before)),
-        "You ask at each place for the word *before* it: the logits at place t are about word t + 1.",
+        not any(torch.isclose(got, loss(x, logits[:, 1:])) for x in (ids[:, :-1], before)),
+        "You predict at each position the token *before* it: the logits at position t are about token t + 1.",
     )
     demand(
-        not torch.isclose(got, cost(ids[:, 1:])),
-        "Padding counts in yours. Where `mask` is False there is no word to say.",
+        not torch.isclose(got, loss(ids[:, 1:])),
+        "Padding counts in yours. Where `mask` is False nothing is predicted.",
     )
-    count = int((labels != -100).sum())
+    count = int((labels != IGNORE).sum())
     demand(
         not torch.isclose(got, plain * count / labels.numel()),
-        "You divide by all places, padding too; divide by the number of words that were asked.",
+        "You divide by all positions, including padding; divide by the number of predicted tokens.",
     )
-    demand(not torch.isclose(got, plain * count), "That is the sum. Take the mean over the words asked.")
-    no_stop = labels.masked_fill(labels == 2, -100)
+    demand(not torch.isclose(got, plain * count), "That is the sum. Take the mean over the predicted tokens.")
+    no_stop = labels.masked_fill(labels == 2, IGNORE)
     demand(
-        not torch.isclose(got, cost(no_stop)),
-        "The closing token 2 is not asked in yours: the model would never learn when to stop.",
+        not torch.isclose(got, loss(no_stop)),
+        "The closing token 2 is not predicted in yours: the model would never learn when to stop.",
     )
-    per_text = torch.stack([cost(labels[i], logits[i, :-1]) for i in range(3)]).mean()
+    per_text = torch.stack([loss(labels[i], logits[i, :-1]) for i in range(3)]).mean()
     demand(
         not torch.isclose(got, per_text),
-        "You average each text first, then the texts: words of short captions weigh more. Average over all words.",
+        "You average each text first, then the texts: tokens of short captions weigh more. Average over all tokens.",
     )
-    demand(torch.isclose(got, plain, atol=1e-5), f"Without smoothing these texts cost {plain:.3f}, yours {got:.3f}.")
+    demand(
+        torch.isclose(got, plain, atol=1e-5),
+        f"Without smoothing the loss of these texts is {plain:.3f}, yours is {got:.3f}.",
+    )
     got = ask(0.1)
-    demand(not torch.isclose(got, plain), "Smoothing changes nothing in yours: a tenth of the target is for all words.")
-    chosen = logits[:, :-1].log_softmax(-1)[labels != -100]  # (M, V)
-    truth = torch.nn.functional.one_hot(labels[labels != -100], 10)
+    demand(
+        not torch.isclose(got, plain),
+        "Smoothing changes nothing in yours: a tenth of the target is spread over all tokens.",
+    )
+    chosen = logits[:, :-1].log_softmax(-1)[labels != IGNORE]  # (M, V)
+    truth = torch.nn.functional.one_hot(labels[labels != IGNORE], 10)
     others = -((0.9 * truth + 0.1 / 9 * (1 - truth)) * chosen).sum(-1).mean()
     demand(
         not torch.isclose(got, others),
-        "You spread the tenth over the *other* words only. As the paper's code has it, all V words get an equal part.",
+        "You spread the tenth over the *other* tokens only. As in the paper's code, all V tokens get an equal part.",
     )
-    demand(torch.isclose(got, smooth, atol=1e-5), f"With smoothing .1 they cost {smooth:.3f}, yours {got:.3f}.")
+    demand(torch.isclose(got, smooth, atol=1e-5), f"With smoothing .1 the loss is {smooth:.3f}, yours is {got:.3f}.")
     certain = 100.0 * torch.nn.functional.one_hot(torch.cat([labels.clamp(min=0), ids[:, :1]], dim=1), 10)
-    demand(ask(0.0, certain) < 1e-3, "A model that is certain and right costs nothing without smoothing.")
-    print("ok: the next word, the closing token too, no padding, and a tenth for all that might also be said.")
+    demand(ask(0.0, certain) < 1e-3, "A model that is certain and right has a loss of 0 without smoothing.")
+    print("ok: the next token, including the closing one, no padding, and smoothing over all tokens.")
 
 
 def check_filter(student: Callable[[Tensor, Tensor, float], tuple[float, float]]) -> None:
@@ -165,17 +162,20 @@ def check_filter(student: Callable[[Tensor, Tensor, float], tuple[float, float]]
         return all(abs(a - b) < 1e-4 for a, b in zip(got, wanted, strict=True))
 
     got = ask(0.6)  # three are kept, two of them clean; six are clean
-    demand(not near(2 / 6, 2 / 3), "Precision and recall are the wrong way round.")
-    demand(not near(200 / 3, 200 / 6), "Give shares between 0 and 1, not percent.")
+    demand(not near(2 / 6, 2 / 3), "Precision and recall are swapped.")
+    demand(not near(200 / 3, 200 / 6), "Return shares between 0 and 1, not percent.")
     demand(not near(2 / 3, 2 / 8), "Recall is the share of the *clean* captions that are kept, not of all of them.")
-    demand(not near(2 / 3, 3 / 8), "Your second number is how many are kept. Recall: how many of the clean ones.")
+    demand(
+        not near(2 / 3, 3 / 8),
+        "Your second number is the share that is kept. Recall is the share of the clean ones that are kept.",
+    )
     demand(
         not near(3 / 8, 2 / 6),
-        "Your first number is accuracy, or the share that is kept. Precision: how many of the kept are clean.",
+        "Your first number is accuracy, or the share that is kept. Precision is the share of the kept that are clean.",
     )
     demand(
         not near(1 / 5, 1 / 2),
-        "You judge what is thrown out: the noisy captions. Asked for is what is kept: how many are clean.",
+        "You evaluate the removed captions. Precision and recall are about the kept, clean ones.",
     )
     demand(
         near(2 / 3, 2 / 6),
@@ -185,8 +185,8 @@ def check_filter(student: Callable[[Tensor, Tensor, float], tuple[float, float]]
     got = ask(0.5)
     demand(near(3 / 4, 3 / 6), "A caption that scores exactly the threshold is kept.")
     got = ask(0.95)
-    demand(got[0] == got[0], "Nothing is kept, and your precision is not a number: 0 / 0. Call it 0.")
-    demand(near(0, 0), "If nothing is kept, say 0 for both.")
+    demand(got[0] == got[0], "Nothing is kept, and your precision is NaN, 0 / 0. Return 0.")
+    demand(near(0, 0), "If nothing is kept, return 0 for both.")
     got = ask(0.0)
-    demand(near(6 / 8, 1), "If all is kept, precision is the share of clean captions, and recall is 1.")
-    print("ok: precision of what is kept, recall of what is clean, and no division by nothing.")
+    demand(near(6 / 8, 1), "If all captions are kept, precision is the share of clean captions, and recall is 1.")
+    print("ok: precision of the kept captions, recall of the clean ones, and no division by zero.")

@@ -1,4 +1,4 @@
-"""How an exercise answers: one line when all is well, or the property that failed, in words."""
+"""What the checks of all exercises share: call the student's function, and say which property of its answer failed."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from typing import Any
 
 
 class NotYet(AssertionError):
-    """An answer that is not right yet; the message says which property failed and where to look."""
+    """The answer is not right yet; the message says which property failed."""
 
 
 def attempt(function: Callable, *arguments: Any, none_counts: bool = False) -> Any:
-    """Call the student's function; turn what it raises into a message that names the arguments' shapes.
-
-    A forgotten `return` gets a message of its own, unless None is an answer (`none_counts`).
+    """The answer of the student's function. Raises `NotYet` for an unwritten function, for an exception in it, with the
+    arguments' shapes, and for a missing `return`, unless None is a possible answer (`none_counts`).
     """
     name = getattr(function, "__name__", "your function")
     try:

@@ -1,4 +1,4 @@
-"""Checks of lesson 01's exercises. Inputs are small by hand, random, strided, of one row, or far from unit scale."""
+"""Checks of lesson 01's exercises. Inputs are hand-made, random, strided, of one row, or far from unit scale."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minivlp.lessons.check import attempt, demand
-from minivlp.objectives.contrastive import contrastive_loss, same_group
+from minivlp.objectives.contrastive import contrastive_loss, cosine_logits, find_positives
 
 
 def _vectors(rows: int, width: int = 6, seed: int = 0) -> Tensor:
@@ -19,10 +19,10 @@ def _vectors(rows: int, width: int = 6, seed: int = 0) -> Tensor:
 def check_loss(student: Callable[[Tensor, Tensor, float], Tensor]) -> None:
     """Exercise 1: `student(images, texts, temperature)`, unit vectors (B, E) -> the symmetric contrastive loss."""
     images, texts = _vectors(5), _vectors(5, seed=1)
-    wanted = contrastive_loss(images, texts, torch.tensor(1 / 0.2))
+    wanted = contrastive_loss(cosine_logits(images, texts, 1 / 0.2))
     got = torch.as_tensor(attempt(student, images, texts, 0.2)).float()
     demand(got.ndim == 0, f"The loss must be one number, yours has shape {tuple(got.shape)}: average over the pairs.")
-    logits = images @ texts.T / 0.2
+    logits = cosine_logits(images, texts, 1 / 0.2)
     rows = F.cross_entropy(logits, torch.arange(5))
     columns = F.cross_entropy(logits.T, torch.arange(5))
     demand(
@@ -30,20 +30,23 @@ def check_loss(student: Callable[[Tensor, Tensor, float], Tensor]) -> None:
         "That is one direction only. A text must also find its image: average over rows and columns.",
     )
     demand(not torch.isclose(got, rows + columns), "That is the sum of both directions; take their mean.")
-    wrong = contrastive_loss(images, texts, torch.tensor(0.2))
-    demand(not torch.isclose(got, wrong), "Cosines are divided by the temperature, not multiplied: small means sharp.")
-    flat = contrastive_loss(images, texts, torch.tensor(1.0))
+    wrong = contrastive_loss(cosine_logits(images, texts, 0.2))
+    demand(not torch.isclose(got, wrong), "Divide the cosines by the temperature; yours are multiplied by it.")
+    flat = contrastive_loss(cosine_logits(images, texts, 1.0))
     demand(not torch.isclose(got, flat), "The temperature is not used.")
     demand(torch.isclose(got, wanted, atol=1e-5), f"On five random pairs the loss is {wanted:.4f}, yours is {got:.4f}.")
     alone = torch.as_tensor(attempt(student, images[:1], texts[:1], 0.2)).float()
-    demand(torch.isclose(alone, torch.tensor(0.0), atol=1e-6), "With a single pair there is nothing to confuse: 0.")
+    demand(
+        torch.isclose(alone, torch.tensor(0.0), atol=1e-6),
+        "With a single pair the only candidate is the right one: the loss is 0.",
+    )
     strided = torch.stack([images, images], 1)[:, 0]
     got = torch.as_tensor(attempt(student, strided, texts, 0.2)).float()
     demand(
         torch.isclose(got, wanted, atol=1e-5),
-        "The same vectors as a view of a larger tensor cost something else: do not rely on how they lie in memory.",
+        "The same vectors as a view of a larger tensor give another loss: do not rely on the memory layout.",
     )
-    print(f"ok: five random pairs cost {wanted:.2f}, one pair alone costs nothing, and both directions count.")
+    print(f"ok: the loss of five random pairs is {wanted:.2f}, that of one pair is 0, and both directions count.")
 
 
 def check_recall(student: Callable[[Tensor, int], float]) -> None:
@@ -51,7 +54,7 @@ def check_recall(student: Callable[[Tensor, int], float]) -> None:
     is among the k nearest."""
     table = torch.tensor([[0.9, 0.1, 0.2], [0.8, 0.3, 0.5], [0.1, 0.2, 0.7]])
     one = float(attempt(student, table, 1))
-    demand(abs(one - 1.0) > 1e-6, "You search down the columns: that is text to image. Rows are images here.")
+    demand(abs(one - 1.0) > 1e-6, "You search down the columns, which is text to image. Rows are images here.")
     demand(
         abs(one - 2 / 3) < 1e-6, f"In the three-by-three table two of three images find their text: .67, not {one:.2f}."
     )
@@ -64,20 +67,20 @@ def check_recall(student: Callable[[Tensor, int], float]) -> None:
     wanted = (big.argsort(dim=1, descending=True)[:, :7] == torch.arange(40)[:, None]).any(1).float().mean().item()
     got = float(attempt(student, big, 7))
     demand(abs(got - wanted) < 1e-6, f"On a random table of 40, R@7 is {wanted:.3f}, yours {got:.3f}.")
-    print("ok: R@k grows with k, reaches one, and reads along the rows.")
+    print("ok: R@k grows with k, reaches 1, and goes along the rows.")
 
 
 def check_zero_shot(student: Callable[[Tensor, Tensor], Tensor]) -> None:
     """Exercise 3: `student(images, prompts)`, unit vectors (N, E) and (C, K, E), K prompts for each of C classes -> the
     class (N,) of each image, by the mean of its prompts, brought back to length one."""
     truth = torch.tensor([0, 1, 2, 2, 1])
-    centres = torch.eye(3, 6)
-    images = F.normalize(centres[truth] + 0.1 * _vectors(5), dim=-1)
-    prompts = F.normalize(centres[:, None] + 0.2 * _vectors(12, seed=3).unflatten(0, (3, 4)), dim=-1)  # (C, K, E)
+    centers = torch.eye(3, 6)
+    images = F.normalize(centers[truth] + 0.1 * _vectors(5), dim=-1)
+    prompts = F.normalize(centers[:, None] + 0.2 * _vectors(12, seed=3).unflatten(0, (3, 4)), dim=-1)  # (C, K, E)
     got = torch.as_tensor(attempt(student, images, prompts))
     demand(got.shape == (5,), f"One class per image: shape (5,), yours is {tuple(got.shape)}.")
     demand(torch.equal(got.long(), truth), f"Five easy images belong to {truth.tolist()}, you say {got.tolist()}.")
-    # a class whose prompts disagree has a short mean: without the second normalisation it loses to a lesser match
+    # a class whose prompts disagree has a short mean: without the second normalization the other class would win
     spread = torch.tensor([[[1.0, 1.0, 0.0], [1.0, -1.0, 0.0]], [[0.8, 0.0, 0.6], [0.8, 0.0, 0.6]]])
     spread = F.normalize(spread, dim=-1)
     image = torch.tensor([[1.0, 0.0, 0.0]])
@@ -93,17 +96,17 @@ def check_targets(student: Callable[[Tensor], Tensor]) -> None:
     image."""
     for ids in ([7, 8, 9], [3, 3, 5, 3], [1], [2, 2]):
         image_ids = torch.tensor(ids)
-        share = same_group(image_ids).float()
+        share = find_positives(image_ids).float()
         wanted = share / share.sum(1, keepdim=True)
         got = torch.as_tensor(attempt(student, image_ids)).float()
         demand(got.shape == wanted.shape, f"For {len(ids)} pairs the table is {len(ids)} x {len(ids)}.")
         demand(
             not (len(set(ids)) < len(ids) and torch.allclose(got, torch.eye(len(ids)))),
-            "The diagonal alone gives nothing to the other captions of the same image.",
+            "Your targets are the diagonal alone; the other captions of the same image are positives too.",
         )
         demand(
             torch.allclose(got.sum(1), torch.ones(len(ids))),
             f"Rows must sum to one; for ids {ids} yours sum to {[round(v, 2) for v in got.sum(1).tolist()]}.",
         )
         demand(torch.allclose(got, wanted), f"For ids {ids} the targets are {wanted.tolist()}, not {got.tolist()}.")
-    print("ok: captions of one image share the target, all others get nothing.")
+    print("ok: captions of the same image share the target, all others are 0.")

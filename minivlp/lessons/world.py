@@ -18,14 +18,14 @@ def check_box(student: Callable[..., tuple]) -> None:
     demand(
         max(abs(float(v)) for v in got) <= 1.5, f"Fractions, not pixels: divide by width and height (you gave {got})."
     )
-    demand(not _close(got, (0, 0, 1, 1)), "(cx, cy) is the centre of the box, not its upper left corner.")
+    demand(not _close(got, (0, 0, 1, 1)), "(cx, cy) is the center of the box, not its upper left corner.")
     demand(_close(got, (0.5, 0.5, 1, 1)), f"The box of the whole picture is (.5, .5, 1, 1), not {got}.")
     got = tuple(attempt(student, 20, 10, 60, 40, 200, 100))
-    demand(not _close(got, (0.2, 0.25, 0.3, 0.4)), "That is corner and corner; w and h are the box's width and height.")
+    demand(not _close(got, (0.2, 0.25, 0.3, 0.4)), "These are two corners; w and h are the box's width and height.")
     demand(
         _close(got, (0.2, 0.25, 0.2, 0.3)), f"Corners (20, 10, 60, 40) in 200 x 100 are (.2, .25, .2, .3), not {got}."
     )
-    print("ok: centres and sizes, as fractions of the picture.")
+    print("ok: centers and sizes, as fractions of the picture.")
 
 
 def check_relation(student: Callable[..., str | None]) -> None:
@@ -37,15 +37,15 @@ def check_relation(student: Callable[..., str | None]) -> None:
         got = attempt(student, (x, y, 0.2, 0.2), middle, none_counts=True)
         demand(
             got != opposite[wanted] or wanted in ("left", "right"),
-            f"y grows downwards: a box at y = {y} is {wanted} one at y = .5.",
+            f"y grows downward: a box at y = {y} is {wanted} one at y = .5.",
         )
-        demand(got != opposite[wanted], f"Turned round: a box at x = {x} is {wanted} of one at x = .5.")
+        demand(got != opposite[wanted], f"The other way round: a box at x = {x} is {wanted} of one at x = .5.")
         demand(got == wanted, f"A box at ({x}, {y}) is {wanted} seen from (.5, .5); you say {got}.")
     got = attempt(student, (0.2, 0.25, 0.1, 0.1), middle, none_counts=True)
-    demand(got is None, f"At (.2, .25) one could argue: neither clearly left nor clearly above. You say {got}.")
+    demand(got is None, f"A box at (.2, .25) is neither clearly left nor clearly above: None. You say {got}.")
     got = attempt(student, (0.2, 0.3, 0.1, 0.1), middle, none_counts=True)
-    demand(got == "left", f"At (.2, .3) the centres differ .3 across and .2 down, 1.5 times: left. You say {got}.")
-    print("ok: four directions, and silence where one could argue.")
+    demand(got == "left", f"At (.2, .3) the centers differ .3 across and .2 down, 1.5 times: left. You say {got}.")
+    print("ok: four directions, and None where the direction is unclear.")
 
 
 def check_cost(student: Callable[[int, int], tuple[int, int]]) -> None:
@@ -55,5 +55,5 @@ def check_cost(student: Callable[[int, int], tuple[int, int]]) -> None:
     dual, fusion = answer
     demand(dual != 5_000_000, "A dual encoder runs once per picture and once per caption; pairs are only dot products.")
     demand(dual == 6000, f"1,000 pictures and 5,000 captions are 6,000 encodings, not {dual}.")
-    demand(fusion == 5_000_000, f"A fusion model must see every pair: 5,000,000 runs, not {fusion}.")
+    demand(fusion == 5_000_000, f"A fusion model runs once for every pair: 5,000,000 runs, not {fusion}.")
     print("ok: 6,000 runs against 5,000,000 for a thousand pictures and five thousand captions.")

@@ -49,7 +49,7 @@ def _all_close(got: Tensor, wanted: Tensor, *boxes: Tensor) -> None:
 def _one_per_row(got: Tensor, rows: int) -> None:
     demand(
         got.shape != (rows, rows),
-        f"You compare every box with every other, {rows} x {rows}: box i belongs to box i, one number per row.",
+        f"You compare every box with every other, {rows} x {rows}; compare box i with box i, one number per row.",
     )
     demand(got.shape == (rows,), f"One number per row: shape ({rows},), yours is {tuple(got.shape)}.")
 
@@ -62,7 +62,7 @@ def check_iou(student: Callable[[Tensor, Tensor], Tensor]) -> None:
     shifted = [boxes + torch.cat([boxes[:, 2:] / 2, 0 * boxes[:, 2:]], 1) for boxes in (OVERLAPPING, PARTNERS)]
     demand(
         not _close(got, iou(*shifted)),
-        "You take (cx, cy) for the upper left corner; it is the centre: x0 = cx - w / 2, x1 = cx + w / 2.",
+        "You take (cx, cy) for the upper left corner; it is the center: x0 = cx - w / 2, x1 = cx + w / 2.",
     )
     areas = OVERLAPPING[:, 2:].prod(1) + PARTNERS[:, 2:].prod(1)
     shared = wanted * areas / (1 + wanted)  # since wanted = shared / (areas - shared)
@@ -76,23 +76,24 @@ def check_iou(student: Callable[[Tensor, Tensor], Tensor]) -> None:
     demand(
         _close(apart, torch.zeros(1)),
         "Two boxes in opposite corners share nothing: 0, not "
-        f"{_numbers(apart)}. Both their sides come out negative, and the product of two negatives is positive: clamp.",
+        f"{_numbers(apart)}. Both sides of the intersection are negative, and their product is positive: clamp.",
     )
     many = _random_boxes(30, 0), _random_boxes(30, 1)
     _all_close(_ask(student, *many), iou(*many), *many)
-    print("ok: from centres to corners, shared over union, and nothing shared is nothing.")
+    print("ok: from centers to corners, intersection over union, and 0 for boxes that do not touch.")
 
 
 def check_giou(student: Callable[[Tensor, Tensor], Tensor]) -> None:
-    """Exercise 2: `student(a, b)`, boxes (R, 4) as cx, cy, w, h -> generalised IoU of equal rows, (R,)."""
+    """Exercise 2: `student(a, b)`, boxes (R, 4) as cx, cy, w, h -> generalized IoU of equal rows, (R,)."""
     a, b = torch.cat([OVERLAPPING, CORNER]), torch.cat([PARTNERS, OPPOSITE])
     wanted = giou(a, b)
     got = _ask(student, a, b)
     _one_per_row(got, 4)
     demand(not _close(got, iou(a, b)), "That is IoU. Subtract the part of the box around both that neither fills.")
-    demand(not _close(got, 1 - wanted), "That is the loss, 1 - GIoU; asked for is GIoU itself: 1 for equal boxes.")
+    demand(not _close(got, 1 - wanted), "That is the loss, 1 - GIoU; return GIoU itself, which is 1 for equal boxes.")
     demand(
-        not _close(got, 2 * iou(a, b) - wanted), "The empty part is subtracted, not added: further apart means *less*."
+        not _close(got, 2 * iou(a, b) - wanted),
+        "The empty part is subtracted, not added: GIoU is smaller for boxes further apart.",
     )
     corners = to_corners(a), to_corners(b)
     hull = (torch.maximum(*corners)[:, 2:] - torch.minimum(*corners)[:, :2]).prod(1)
@@ -108,7 +109,7 @@ def check_giou(student: Callable[[Tensor, Tensor], Tensor]) -> None:
     demand(_close(got, wanted), f"Four pairs of boxes: {_numbers(wanted)}, not {_numbers(got)}.")
     many = _random_boxes(30, 2), _random_boxes(30, 3)
     _all_close(_ask(student, *many), giou(*many), *many)
-    print("ok: equal boxes get 1, boxes far apart get nearly -1, and in between there is a slope everywhere.")
+    print("ok: equal boxes have 1, boxes far apart nearly -1, and there is a gradient everywhere.")
 
 
 def check_patches(student: Callable[[Tensor, int, int], Tensor]) -> None:
@@ -119,20 +120,20 @@ def check_patches(student: Callable[[Tensor, int, int], Tensor]) -> None:
     got = _ask(student, box, rows, columns)
     demand(
         got.shape == (1, rows * columns),
-        f"One row per box and one place per patch: (1, {rows * columns}), yours is {tuple(got.shape)}.",
+        f"One row per box and one column per patch: (1, {rows * columns}), yours is {tuple(got.shape)}.",
     )
     got = got.bool()
     by_column = wanted.view(rows, columns).T.flatten()
     demand(
         not torch.equal(got[0], by_column),
-        "Patches are numbered row by row: patch = row * columns + column. Yours run down the columns.",
+        "Patches are numbered row by row: patch = row * columns + column. Yours are numbered column by column.",
     )
     swapped = box_to_patches(box[:, [1, 0, 3, 2]], (rows, columns))
-    demand(not torch.equal(got, swapped), "x counts columns and y counts rows; you have them the other way round.")
+    demand(not torch.equal(got, swapped), "x counts columns and y counts rows; yours are swapped.")
     demand(
         not (got.sum() < wanted.sum() and (got <= wanted).all()),
-        f"The box touches {int(wanted.sum())} patches, you name {int(got.sum())} of them: "
-        "a patch that the box covers in part belongs to it.",
+        f"The box touches {int(wanted.sum())} patches, yours has {int(got.sum())} of them: "
+        "a patch that the box covers in part counts, too.",
     )
     exact = torch.tensor([[0.25, 0.5, 0.25, 0.5]])  # its edges lie on grid lines: columns 1 and 2, rows 1 and 2
     got_exact = _ask(student, exact, rows, columns).bool()
@@ -144,10 +145,11 @@ def check_patches(student: Callable[[Tensor, int, int], Tensor]) -> None:
     tiny = torch.tensor([[0.3, 0.4, 0.01, 0.01]])
     got_tiny = _ask(student, tiny, rows, columns).bool()
     demand(
-        int(got_tiny.sum()) == 1, f"However small a box, it lies in one patch: you name {int(got_tiny.sum())} of them."
+        int(got_tiny.sum()) == 1,
+        f"However small a box, it touches at least one patch: yours touches {int(got_tiny.sum())}.",
     )
     whole = torch.tensor([[0.5, 0.5, 1.0, 1.0]])
-    demand(_ask(student, whole, rows, columns).bool().all(), "The whole picture is all patches.")
+    demand(_ask(student, whole, rows, columns).bool().all(), "The box of the whole picture touches all patches.")
     many = _random_boxes(30, 4)
     _all_close(_ask(student, many, rows, columns), box_to_patches(many, (rows, columns)), many)
     print("ok: every patch that the box touches, row by row, and at least one.")
@@ -162,22 +164,25 @@ def check_l1(student: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
     demand(got.ndim == 0, f"The loss must be one number, yours has shape {tuple(got.shape)}.")
     demand(
         not torch.isclose(got, wanted / 4),
-        "You average over the four coordinates; sum them. The mean weighs this loss four times too little.",
+        "You average over the four coordinates; sum them. With the mean this loss would weigh four times too little.",
     )
     everything = box_losses(predicted, target).l1
     demand(
         not (torch.isclose(got, everything) or torch.isclose(got, everything / 4)),
-        "Whole-image rows count in yours. A caption of the whole picture says nothing about where anything is.",
+        "Whole-image rows count in yours. Leave them out: a caption of the whole image names no place.",
     )
     demand(
         not (torch.isclose(got, wanted * 3 / 5) or torch.isclose(got, wanted * 3 / 20)),
-        "You divide by all five rows; three of them have a box, the others must not dilute the mean.",
+        "You divide by all five rows; divide by the three that have a box.",
     )
-    demand(not torch.isclose(got, wanted * 3), "Divide by the number of boxes, or big batches would learn faster.")
-    demand(torch.isclose(got, wanted, atol=1e-5), f"Three boxes of five rows cost {wanted:.3f}, yours is {got:.3f}.")
+    demand(not torch.isclose(got, wanted * 3), "Divide by the number of boxes, or the loss would grow with the batch.")
+    demand(
+        torch.isclose(got, wanted, atol=1e-5),
+        f"For three boxes in five rows the loss is {wanted:.3f}, yours is {got:.3f}.",
+    )
     none = _ask(student, predicted, target, torch.ones(5, dtype=torch.bool))
     demand(
         torch.isclose(none, torch.tensor(0.0)),
-        f"A batch without a single box costs 0, yours {none:.3f}: divide by at least one, or all training ends in NaN.",
+        f"For a batch without boxes the loss is 0, yours is {none:.3f}: divide by at least one, or it becomes NaN.",
     )
-    print("ok: summed over coordinates, averaged over boxes, silent about whole pictures.")
+    print("ok: summed over coordinates, averaged over boxes, whole images left out.")

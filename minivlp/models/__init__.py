@@ -1,10 +1,2 @@
-"""The papers, one file each. `MODELS` lists them by their short names."""
-
-from minivlp.models.albef import ALBEF
-from minivlp.models.blip import BLIP
-from minivlp.models.clip import CLIP
-from minivlp.models.vilt import ViLT
-from minivlp.models.vlmo import VLMo
-from minivlp.models.xvlm import XVLM
-
-MODELS = {"clip": CLIP, "vilt": ViLT, "albef": ALBEF, "vlmo": VLMo, "blip": BLIP, "xvlm": XVLM}
+"""The papers, one file each (`minivlp.papers` lists them). What several share: `verbs` (what a model can be asked),
+`pretraining` (losses as methods), `aligned` (two towers and ITC), `fusion_encoder` (with fusion layers on top)."""

@@ -1,6 +1,6 @@
 """Boxes: where they are, how far off a predicted one is, and which patches they cover.
 
-A box is (cx, cy, w, h): its centre and its size as fractions of the image's width and height. Axes: R boxes (regions),
+A box is (cx, cy, w, h): its center and its size as fractions of the image's width and height. Axes: R boxes (regions),
 P patches. X-VLM (Zeng et al., ICML 2022, section 3.2) trains its box head with L1 + GIoU, as DETR does; GIoU is
 Rezatofighi et al., CVPR 2019.
 """
@@ -22,8 +22,8 @@ class BoxLosses(NamedTuple):
 
 def to_corners(boxes: Tensor) -> Tensor:
     """(..., 4) boxes (cx, cy, w, h) as (x0, y0, x1, y1), in the same unit."""
-    centre, size = boxes.split(2, dim=-1)
-    return torch.cat([centre - size / 2, centre + size / 2], dim=-1)
+    center, size = boxes.split(2, dim=-1)
+    return torch.cat([center - size / 2, center + size / 2], dim=-1)
 
 
 def from_corners(corners: Tensor) -> Tensor:
@@ -43,7 +43,7 @@ def iou(a: Tensor, b: Tensor) -> Tensor:
 
 
 def giou(a: Tensor, b: Tensor) -> Tensor:
-    """Generalised IoU of the boxes of equal rows, (R, 4) and (R, 4) to (R,), in -1..1.
+    """Generalized IoU of the boxes of equal rows, (R, 4) and (R, 4) to (R,), in -1..1.
 
     IoU is 0 for every pair of boxes that do not touch, so it cannot say which way to move. GIoU subtracts the share of
     the smallest box around both that neither fills: the further apart, the more negative. Two boxes without any area
@@ -87,7 +87,7 @@ def box_to_patches(boxes: Tensor, grid: tuple[int, int]) -> Tensor:
     """
     cells = boxes.new_tensor([grid[1], grid[0]])
     low, high = (to_corners(boxes) * torch.cat([cells, cells])).split(2, dim=-1)  # (R, 2) each, in patches
-    # an edge on a grid line must not spill over it by a rounding error: 1e-3 of a patch of mercy
+    # a tolerance of 1e-3 of a patch: an edge on a grid line must not reach the next patch by a rounding error
     first = torch.minimum((low + 1e-3).floor().clamp(min=0), cells - 1)
     last = torch.minimum(torch.maximum((high - 1e-3).ceil(), first + 1), cells)
     inside = []

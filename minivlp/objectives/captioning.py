@@ -1,6 +1,6 @@
-"""Writing captions: at every place of a text, ask for the next word.
+"""Captioning as language modeling: at every place of a text, predict the next token.
 
-All places are asked at once and each is given the true words before it, not the model's own ("teacher forcing").
+All places are predicted in one pass, each from the true tokens before it ("teacher forcing").
 Axes: B batch, L text tokens, V vocabulary.
 """
 
@@ -10,38 +10,40 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from minivlp.data.batch import Text
 from minivlp.objectives.masking import IGNORE
 
 
-def next_words(ids: Tensor, mask: Tensor, prompt: int | Tensor = 1) -> Tensor:
-    """(B, L-1) the id that follows each token but the last, IGNORE where nothing is asked.
+def next_tokens(text: Text, prefix_length: int | Tensor = 1) -> Tensor:
+    """(B, L-1) the id that follows each token but the last, IGNORE where nothing is predicted.
 
-    ids, mask (B, L), True on real tokens. Asked is every real token after the first `prompt` ones, as many in all rows
-    or (B,) in each: these are given, the start token at least. The closing token is asked too, or the model would never
+    Predicted is every real token of the texts (B, L) after the first `prefix_length` ones, as many in all rows or (B,)
+    in each: these are given, the start token at least. The closing token is predicted too, or the model would never
     learn to stop.
     """
-    given = torch.as_tensor(prompt, device=ids.device).reshape(-1, 1)  # (B, 1) or (1, 1)
-    asked = mask & (torch.arange(ids.shape[1], device=ids.device) >= given)  # (B, L)
-    return ids.masked_fill(~asked, IGNORE)[:, 1:]
+    given = torch.as_tensor(prefix_length, device=text.ids.device).reshape(-1, 1)  # (B, 1) or (1, 1)
+    predicted = text.mask & (torch.arange(text.length, device=text.ids.device) >= given)  # (B, L)
+    return text.ids.masked_fill(~predicted, IGNORE)[:, 1:]
 
 
 def caption_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Mean cross-entropy where `labels` (...) is not IGNORE; `logits` (..., V). 0 if nothing is asked.
+    """Mean cross-entropy where `labels` (...) is not IGNORE; `logits` (..., V). 0 if nothing is predicted.
 
-    `smoothing` spreads that share of the target evenly over the whole vocabulary (Szegedy et al. 2016; BLIP: .1): no
-    word is ever the only possible one. The loss then has a floor above 0. At initialisation it is about ln V.
+    `smoothing` moves that share of the target to a uniform distribution over the vocabulary (label smoothing, Szegedy
+    et al. 2016; BLIP: .1), which keeps the model from becoming overconfident. The loss then has a minimum above 0. At
+    initialization it is about ln V.
     """
-    asked = labels != IGNORE
-    logits, labels = logits[asked], labels[asked]  # (M, V), (M,)
+    predicted = labels != IGNORE
+    logits, labels = logits[predicted], labels[predicted]  # (N, V), (N,)
     return F.cross_entropy(logits, labels, label_smoothing=smoothing) if len(labels) else logits.sum()
 
 
 def caption_logprob(logits: Tensor, labels: Tensor) -> Tensor:
-    """How likely each text is, (B,): the sum of its words' log-probabilities.
+    """Log-probability of each text, (B,): the sum over its predicted tokens.
 
-    logits (B, L, V) and labels (B, L) as from `next_words`. Longer texts are less likely: divide by the number of words
-    to compare them.
+    logits (B, L, V) and labels (B, L) as from `next_tokens`. Longer texts are less likely: divide by the number of
+    tokens to compare texts of different length.
     """
-    asked = labels != IGNORE
-    chosen = logits.log_softmax(dim=-1).gather(-1, labels.where(asked, 0)[..., None])[..., 0]  # (B, L)
-    return (chosen * asked).sum(dim=-1)
+    predicted = labels != IGNORE
+    chosen = logits.log_softmax(dim=-1).gather(-1, labels.where(predicted, 0)[..., None])[..., 0]  # (B, L)
+    return (chosen * predicted).sum(dim=-1)

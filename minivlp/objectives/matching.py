@@ -1,7 +1,7 @@
-"""Image-text matching: does this text belong to this image? A yes/no question is only as good as its wrong pairs.
+"""Image-text matching: does this text belong to this image? A two-way classification of matched pairs and negatives.
 
-ALBEF (Li et al., NeurIPS 2021, section 3.2) draws them by in-batch similarity: what the contrastive loss finds close
-but is wrong teaches most. Axes: B rows; row i of the images and row i of the texts belong together.
+ALBEF (Li et al., NeurIPS 2021, section 3.2) draws negatives by in-batch similarity ("hard negatives"): pairs that the
+contrastive loss finds similar and that do not match. Axes: B rows; row i of the images belongs to row i of the texts.
 """
 
 from __future__ import annotations
@@ -14,69 +14,66 @@ from torch import Tensor
 
 
 class Negatives(NamedTuple):
-    """One wrong partner per row, -1 where a row has none."""
+    """One negative partner per row, -1 where a row has none."""
 
-    image: Tensor  # (B,) for text b, the row of a wrong image
-    text: Tensor  # (B,) for image b, the row of a wrong text
+    image: Tensor  # (B,) for text b, the row of an image that does not match
+    text: Tensor  # (B,) for image b, the row of a text that does not match
 
-    def image_pairs(self) -> tuple[Tensor, Tensor]:
-        """Rows (image, text) of the wrong pairs that have a drawn image; rows without a partner are dropped."""
-        own = (self.image >= 0).nonzero()[:, 0]
-        return self.image[own], own
-
-    def text_pairs(self) -> tuple[Tensor, Tensor]:
-        """Rows (image, text) of the wrong pairs that have a drawn text; rows without a partner are dropped."""
-        own = (self.text >= 0).nonzero()[:, 0]
-        return own, self.text[own]
+    def pairs(self) -> tuple[Tensor, Tensor]:
+        """Rows (image, text) of all negative pairs: drawn images first, then drawn texts; rows without one left out."""
+        by_image, by_text = ((partner >= 0).nonzero()[:, 0] for partner in self)
+        return torch.cat([self.image[by_image], by_text]), torch.cat([by_image, self.text[by_text]])
 
 
-def negative_weights(similarity: Tensor, together: Tensor, floor: float = 1e-5) -> Tensor:
-    """How readily each column is drawn for each row: softmax of `similarity` (B, B), 0 where rows belong `together`.
+def sampling_weights(logits: Tensor, positives: Tensor, floor: float = 0.0) -> Tensor:
+    """How likely each column is drawn as the negative of each row: softmax of `logits` (B, K), 0 on `positives`.
 
-    `together` (B, B) bool as from `contrastive.same_group`: never the own pair, nor another row of the same image or
-    with the same words, since "a red heart" is just as true of the other picture with a red heart.
-    The softmax is taken over the whole row first, as in the papers. `floor` keeps a weight on what the softmax has
-    rounded away (X-VLM 1e-5, BLIP 1e-4; ALBEF has 0 and fails once a row is all zero).
+    `positives` (B, K) bool as from `contrastive.find_positives`: never the own pair, nor another row of the same image
+    or with the same caption. The softmax is taken over the whole row first, as in the papers. `floor` is added to every
+    weight: X-VLM's code has 1e-5, BLIP's 1e-4; ALBEF's and VLMo's have none, so that a row whose weights all underflow
+    has no negative.
     """
-    return (similarity.detach().softmax(-1) + floor).masked_fill(together, 0)
+    return (logits.detach().softmax(-1) + floor).masked_fill(positives, 0)
 
 
 def _draw(weights: Tensor, generator: torch.Generator | None) -> Tensor:
     """(B,) a column per row by its weight, -1 for rows without any weight."""
     possible = weights.sum(-1) > 0
     safe = torch.where(possible[:, None], weights, torch.ones_like(weights))  # multinomial refuses rows of zeros
+    safe = safe / safe.amax(-1, keepdim=True)  # it would round weights near the smallest float down to zero
     drawn = torch.multinomial(safe, 1, generator=generator)[:, 0]
     return torch.where(possible, drawn, torch.full_like(drawn, -1))
 
 
 def hard_negatives(
-    similarity: Tensor,
-    together: Tensor,
-    floor: float = 1e-5,
-    generator: torch.Generator | None = None,
+    logits: Tensor,
+    positives: Tensor,
+    floor: float = 0.0,
     back: Tensor | None = None,
+    generator: torch.Generator | None = None,
 ) -> Negatives:
-    """Draw by likeness: `similarity` (B, B) images by texts, temperature applied; `together` as `negative_weights`.
+    """Draw by similarity: `logits` (B, B) images by texts; `positives` and `floor` as in `sampling_weights`.
 
-    `back` (B, B), texts by images, where that is more than the transpose: ALBEF and BLIP compare the student's images
-    with the teacher's texts one way, the student's texts with the teacher's images the other.
+    `back` (B, B), texts by images, where it is not the transpose: ALBEF and BLIP compare the online images with the
+    momentum model's texts, and the online texts with the momentum model's images.
     """
-    back = similarity.T if back is None else back
+    back = logits.T if back is None else back
     return Negatives(
-        image=_draw(negative_weights(back, together.T, floor), generator),
-        text=_draw(negative_weights(similarity, together, floor), generator),
+        image=_draw(sampling_weights(back, positives.T, floor), generator),
+        text=_draw(sampling_weights(logits, positives, floor), generator),
     )
 
 
-def random_negatives(together: Tensor, generator: torch.Generator | None = None) -> Negatives:
-    """Draw evenly among rows that do not belong `together` (B, B): shows what hard negatives are worth."""
-    return Negatives(_draw((~together.T).float(), generator), _draw((~together).float(), generator))
+def random_negatives(positives: Tensor, generator: torch.Generator | None = None) -> Negatives:
+    """Draw evenly among the rows that are not `positives` (B, B): what hard negatives are compared with."""
+    return Negatives(_draw((~positives.T).float(), generator), _draw((~positives).float(), generator))
 
 
-def matching_loss(right: Tensor, wrong: Tensor) -> Tensor:
-    """Cross-entropy of the two-way logits of `right` (N, 2) and `wrong` (M, 2) pairs, mean over all; column 1 = match.
+def matching_loss(matched: Tensor, negatives: Tensor) -> Tensor:
+    """Cross-entropy of the two-way logits of `matched` (N, 2) and `negatives` (M, 2) pairs, mean over all pairs;
+    column 1 = match.
 
-    At initialisation it is about ln 2 = 0.69.
+    At initialization it is about ln 2 = 0.69.
     """
-    labels = torch.cat([right.new_ones(len(right)), wrong.new_zeros(len(wrong))]).long()
-    return F.cross_entropy(torch.cat([right, wrong]), labels)
+    labels = torch.cat([matched.new_ones(len(matched)), negatives.new_zeros(len(negatives))]).long()
+    return F.cross_entropy(torch.cat([matched, negatives]), labels)

@@ -8,32 +8,31 @@ from typing import Any
 from torch import Tensor
 
 from minivlp.models.albef import ALBEFConfig
-from minivlp.pretrained.keys import Release, under
+from minivlp.pretrained.keys import Release, with_prefix
 from minivlp.pretrained.parts import ALIGNED, FUSED_BERT, MOMENTUM, VIT, fused_sizes, squash, vit_config
 
 AUTHORS = (
-    *under("visual_encoder.", "image.", VIT),
+    *with_prefix("visual_encoder.", "image.", VIT),
     *FUSED_BERT,
     *ALIGNED,
-    ("itm_head", "match_head"),
 )
 
 
 def config(tensors: dict[str, Tensor], settings: dict[str, Any]) -> ALBEFConfig:
-    """Sizes as the tensors have them, the rest as in the paper; without its teacher."""
+    """Sizes from the shapes of the tensors, the rest as in the paper; without the momentum model."""
     image = vit_config(tensors, "visual_encoder.")
     return replace(ALBEFConfig.paper(), image=image, **fused_sizes(tensors), momentum=None)
 
 
 RELEASES = (
     Release(
-        mark="visual_encoder.",
+        key_prefix="visual_encoder.",
         table=AUTHORS,
         ignored=("*.position_ids", *MOMENTUM),
-        optional=("word_head.",),
+        optional=("mlm_head.",),
         config=config,
         processor="BlipImageProcessor",
-        pixels=squash,
+        processor_settings=squash,
         tokenizer="bert-base-uncased",
     ),
 )

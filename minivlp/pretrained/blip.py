@@ -8,16 +8,16 @@ from typing import Any
 
 from torch import Tensor
 
-from minivlp.layers.block import BlockConfig
-from minivlp.layers.encoders import ImageConfig, TextConfig
+from minivlp.layers.embeddings import ImageConfig, TextConfig
+from minivlp.layers.transformer import BlockConfig
 from minivlp.models.blip import CROSS_ATTENTION, THE_REST, BLIPConfig
-from minivlp.pretrained.keys import Release, first, flat, rest, under
+from minivlp.pretrained.keys import Release, first, flat, rest, with_prefix
 from minivlp.pretrained.parts import (
     ALIGNED,
     BERT_LAYER,
+    MLM_HEAD,
     MOMENTUM,
     VIT,
-    WORD_HEAD,
     bert_config,
     count,
     squash,
@@ -33,34 +33,34 @@ IMAGE_LAYER = (
     ("mlp.fc2", "feed_forward.down"),
 )
 IMAGE = (
-    ("embeddings.patch_embedding", "patches.project"),
-    (flat("embeddings.class_embedding"), "class_token"),
-    (first("embeddings.position_embedding"), "class_position"),
-    (rest("embeddings.position_embedding"), "positions"),
-    *under("encoder.layers.{n}.", "blocks.{n}.", IMAGE_LAYER),
+    ("embeddings.patch_embedding", "embed.patches.project"),
+    (flat("embeddings.class_embedding"), "embed.class_token"),
+    (first("embeddings.position_embedding"), "embed.class_position"),
+    (rest("embeddings.position_embedding"), "embed.positions"),
+    *with_prefix("encoder.layers.{n}.", "blocks.{n}.", IMAGE_LAYER),
     ("post_layernorm", "norm"),
 )
 TEXT = (  # a BERT without token types
-    ("embeddings.word_embeddings", "embed.words"),
-    ("embeddings.position_embeddings.weight", "embed.positions"),
+    ("embeddings.word_embeddings", "embed.token"),
+    ("embeddings.position_embeddings.weight", "embed.position"),
     ("embeddings.LayerNorm", "embed.norm"),
-    *under("encoder.layer.{n}.", "blocks.{n}.", BERT_LAYER),
+    *with_prefix("encoder.layer.{n}.", "blocks.{n}.", BERT_LAYER),
 )
-TEXTS_AND_HEADS = (
-    *under("text_encoder.", "text.", TEXT),
-    *under("text_decoder.bert.", "decoder.", TEXT),
-    *under("text_decoder.cls.predictions.", "word_head.", WORD_HEAD),
+TEXT_AND_HEADS = (
+    *with_prefix("text_encoder.", "text.", TEXT),
+    *with_prefix("text_decoder.bert.", "decoder.", TEXT),
+    *with_prefix("text_decoder.cls.predictions.", "caption_head.", MLM_HEAD),
     *ALIGNED,
-    ("itm_head", "match_head"),
 )
-TRANSFORMERS = (*under("vision_model.", "image.", IMAGE), *TEXTS_AND_HEADS)
-AUTHORS = (*under("visual_encoder.", "image.", VIT), *TEXTS_AND_HEADS)
+TRANSFORMERS = (*with_prefix("vision_model.", "image.", IMAGE), *TEXT_AND_HEADS)
+AUTHORS = (*with_prefix("visual_encoder.", "image.", VIT), *TEXT_AND_HEADS)
 
 
 def shared(tensors: dict[str, Tensor]) -> tuple[str, ...]:
-    """What reader and writer share: in a question answerer, which has no space to meet in, nothing."""
-    asks = {name.split(".")[0] for name in tensors}
-    return () if {"text_encoder", "text_decoder"} <= asks and "vision_proj" not in asks else CROSS_ATTENTION + THE_REST
+    """What encoder and decoder share: in a question answerer, which has no joint space, nothing."""
+    parts = {name.split(".")[0] for name in tensors}
+    answers = {"text_encoder", "text_decoder"} <= parts and "vision_proj" not in parts
+    return () if answers else CROSS_ATTENTION + THE_REST
 
 
 def transformers_config(tensors: dict[str, Tensor], settings: dict[str, Any]) -> BLIPConfig:
@@ -80,16 +80,19 @@ def transformers_config(tensors: dict[str, Tensor], settings: dict[str, Any]) ->
         TextConfig(text.vocab_size, length, text.num_hidden_layers, text_block, embed_norm=True, position_std=0.02),
         theirs.image_text_hidden_size,
         shared(tensors),
-        pad_id=text.pad_token_id,
-        stop_id=text.sep_token_id,
-        decode_id=text.bos_token_id,
-        match_id=text.bos_token_id + 1,  # [ENC] was added after [DEC]
+        tokens=replace(
+            BLIPConfig.paper().tokens,
+            pad=text.pad_token_id,
+            sep=text.sep_token_id,
+            dec=text.bos_token_id,
+            enc=text.bos_token_id + 1,  # [ENC] was added after [DEC]
+        ),
         momentum=None,
     )
 
 
 def authors_config(tensors: dict[str, Tensor], settings: dict[str, Any]) -> BLIPConfig:
-    """Sizes as the tensors have them, the rest as in the paper."""
+    """Sizes from the shapes of the tensors, the rest as in the paper; without the momentum model."""
     paper = BLIPConfig.paper()
     stack = "text_encoder." if "text_encoder.embeddings.word_embeddings.weight" in tensors else "text_decoder.bert."
     text = bert_config(tensors, stack, count(tensors, f"{stack}encoder.layer."))
@@ -99,27 +102,27 @@ def authors_config(tensors: dict[str, Tensor], settings: dict[str, Any]) -> BLIP
         text=text,
         embed_width=len(tensors["vision_proj.weight"]) if "vision_proj.weight" in tensors else paper.embed_width,
         shared=shared(tensors),
-        decode_id=text.vocabulary - 2,  # [DEC] and [ENC] were added to BERT's words, in this order
-        match_id=text.vocabulary - 1,
+        # [DEC] and [ENC] were added to BERT's vocabulary, in this order
+        tokens=replace(paper.tokens, dec=text.vocabulary - 2, enc=text.vocabulary - 1),
         momentum=None,
     )
 
 
 FROM_TRANSFORMERS = Release(
-    mark="vision_model.",
+    key_prefix="vision_model.",
     table=TRANSFORMERS,
     ignored=("*.position_ids",),
-    optional=("text.", "decoder.", "word_head.", "project_image.", "project_text.", "match_head.", "temperature"),
+    optional=("text.", "decoder.", "caption_head.", "itc_head.", "itc_head.scale.", "match_head."),
     config=transformers_config,
     processor="BlipImageProcessor",
-    pixels=squash,
+    processor_settings=squash,
     tokenizer="bert-base-uncased",
 )
 RELEASES = (
     FROM_TRANSFORMERS,
     replace(
         FROM_TRANSFORMERS,
-        mark="visual_encoder.",
+        key_prefix="visual_encoder.",
         table=AUTHORS,
         config=authors_config,
         ignored=("*.position_ids", *MOMENTUM),

@@ -7,26 +7,26 @@ from typing import Any
 
 from torch import Tensor
 
-from minivlp.layers.block import BlockConfig
-from minivlp.layers.encoders import ImageConfig, TextConfig
+from minivlp.layers.embeddings import ImageConfig, TextConfig
+from minivlp.layers.transformer import BlockConfig
 from minivlp.models.clip import CLIPConfig
-from minivlp.pretrained.keys import Release, first, rest, turned, under
-from minivlp.pretrained.parts import CLIP_LAYER, HEAD_WIDTH, crop
+from minivlp.pretrained.keys import Release, first, rest, transposed, with_prefix
+from minivlp.pretrained.parts import CLIP_LAYER, HEAD_WIDTH, crop, one_or_two
 
 TRANSFORMERS = (
-    ("logit_scale", "log_scale"),
-    ("visual_projection", "project_image"),
-    ("text_projection", "project_text"),
-    ("vision_model.embeddings.patch_embedding", "image.patches.project"),
-    ("vision_model.embeddings.class_embedding", "image.class_token"),
-    (first("vision_model.embeddings.position_embedding.weight"), "image.class_position"),
-    (rest("vision_model.embeddings.position_embedding.weight"), "image.positions"),
-    ("vision_model.pre_layrnorm", "image.norm_before"),
-    *under("vision_model.encoder.layers.{n}.", "image.blocks.{n}.", CLIP_LAYER),
+    ("logit_scale", "itc_head.scale.log_scale"),
+    ("visual_projection", "itc_head.project_image"),
+    ("text_projection", "itc_head.project_text"),
+    ("vision_model.embeddings.patch_embedding", "image.embed.patches.project"),
+    ("vision_model.embeddings.class_embedding", "image.embed.class_token"),
+    (first("vision_model.embeddings.position_embedding.weight"), "image.embed.class_position"),
+    (rest("vision_model.embeddings.position_embedding.weight"), "image.embed.positions"),
+    ("vision_model.pre_layrnorm", "image.embed.ln_pre"),
+    *with_prefix("vision_model.encoder.layers.{n}.", "image.blocks.{n}.", CLIP_LAYER),
     ("vision_model.post_layernorm", "image.norm"),
-    ("text_model.embeddings.token_embedding", "text.embed.words"),
-    ("text_model.embeddings.position_embedding.weight", "text.embed.positions"),
-    *under("text_model.encoder.layers.{n}.", "text.blocks.{n}.", CLIP_LAYER),
+    ("text_model.embeddings.token_embedding", "text.embed.token"),
+    ("text_model.embeddings.position_embedding.weight", "text.embed.position"),
+    *with_prefix("text_model.encoder.layers.{n}.", "text.blocks.{n}.", CLIP_LAYER),
     ("text_model.final_layer_norm", "text.norm"),
 )
 OPENAI_LAYER = (
@@ -39,19 +39,19 @@ OPENAI_LAYER = (
     ("mlp.c_proj", "feed_forward.down"),
 )
 OPENAI = (
-    ("logit_scale", "log_scale"),
-    (turned("visual.proj"), "project_image.weight"),
-    (turned("text_projection"), "project_text.weight"),
-    ("visual.conv1", "image.patches.project"),
-    ("visual.class_embedding", "image.class_token"),
-    (first("visual.positional_embedding"), "image.class_position"),
-    (rest("visual.positional_embedding"), "image.positions"),
-    ("visual.ln_pre", "image.norm_before"),
-    *under("visual.transformer.resblocks.{n}.", "image.blocks.{n}.", OPENAI_LAYER),
+    ("logit_scale", "itc_head.scale.log_scale"),
+    (transposed("visual.proj"), "itc_head.project_image.weight"),
+    (transposed("text_projection"), "itc_head.project_text.weight"),
+    ("visual.conv1", "image.embed.patches.project"),
+    ("visual.class_embedding", "image.embed.class_token"),
+    (first("visual.positional_embedding"), "image.embed.class_position"),
+    (rest("visual.positional_embedding"), "image.embed.positions"),
+    ("visual.ln_pre", "image.embed.ln_pre"),
+    *with_prefix("visual.transformer.resblocks.{n}.", "image.blocks.{n}.", OPENAI_LAYER),
     ("visual.ln_post", "image.norm"),
-    ("token_embedding", "text.embed.words"),
-    ("positional_embedding", "text.embed.positions"),
-    *under("transformer.resblocks.{n}.", "text.blocks.{n}.", OPENAI_LAYER),
+    ("token_embedding", "text.embed.token"),
+    ("positional_embedding", "text.embed.position"),
+    *with_prefix("transformer.resblocks.{n}.", "text.blocks.{n}.", OPENAI_LAYER),
     ("ln_final", "text.norm"),
 )
 
@@ -68,7 +68,7 @@ def transformers_config(tensors: dict[str, Tensor], settings: dict[str, Any]) ->
     ]
     return CLIPConfig(
         ImageConfig(
-            image.image_size, image.patch_size, image.num_hidden_layers, blocks[0], norm_before=True, patch_bias=False
+            image.image_size, image.patch_size, image.num_hidden_layers, blocks[0], ln_pre=True, patch_bias=False
         ),
         TextConfig(text.vocab_size, text.max_position_embeddings, text.num_hidden_layers, blocks[1], causal=True),
         theirs.projection_dim,
@@ -80,14 +80,19 @@ def openai_config(tensors: dict[str, Tensor], settings: dict[str, Any]) -> CLIPC
     theirs = settings["model_cfg"]
     image, text = theirs["vision_cfg"], theirs["text_cfg"]
     activation = "quick_gelu" if theirs.get("quick_gelu") else "gelu"
-    width, words = image["width"], text["width"]
+    width, text_width = image["width"], text["width"]
     image_block = BlockConfig(
         width, width // image.get("head_width", HEAD_WIDTH), int(image.get("mlp_ratio", 4) * width), activation
     )
-    text_block = BlockConfig(words, text["heads"], int(text.get("mlp_ratio", 4) * words), activation)
+    text_block = BlockConfig(text_width, text["heads"], int(text.get("mlp_ratio", 4) * text_width), activation)
     return CLIPConfig(
         ImageConfig(
-            image["image_size"], image["patch_size"], image["layers"], image_block, norm_before=True, patch_bias=False
+            one_or_two(image["image_size"]),
+            image["patch_size"],
+            image["layers"],
+            image_block,
+            ln_pre=True,
+            patch_bias=False,
         ),
         TextConfig(text["vocab_size"], text["context_length"], text["layers"], text_block, causal=True),
         theirs["embed_dim"],
@@ -95,19 +100,19 @@ def openai_config(tensors: dict[str, Tensor], settings: dict[str, Any]) -> CLIPC
 
 
 FROM_TRANSFORMERS = Release(
-    mark="vision_model.",
+    key_prefix="vision_model.",
     table=TRANSFORMERS,
     ignored=("*.position_ids",),
     config=transformers_config,
     processor="CLIPImageProcessor",
-    pixels=crop,
+    processor_settings=crop,
     tokenizer="openai/clip-vit-base-patch32",
 )
 RELEASES = (
     FROM_TRANSFORMERS,
     replace(
         FROM_TRANSFORMERS,
-        mark="visual.",
+        key_prefix="visual.",
         table=OPENAI,
         config=openai_config,
         ignored=("input_resolution", "context_length", "vocab_size", "attn_mask"),

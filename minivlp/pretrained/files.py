@@ -1,4 +1,4 @@
-"""What a released model consists of on disk or on the model hub, and reading it without running any of its code."""
+"""The files of a released model, on disk or on the model hub, read without running any code in them."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ WRAPPED = ("model", "module", "state_dict")  # where training scripts keep the w
 
 @dataclass(frozen=True)
 class Files:
-    """A checkpoint as it was read. `settings` is empty for a single file; `place` is the folder or hub id, or None."""
+    """A checkpoint as it was read. location: its folder or hub id, None for a single file, which has no `settings`."""
 
     source: str
     tensors: dict[str, Tensor]
     settings: dict[str, Any]
-    place: str | None
+    location: str | None
 
 
 def read(source: str | Path) -> Files:
@@ -54,7 +54,7 @@ def read(source: str | Path) -> Files:
         if weights is None:
             raise CheckpointError(f"{source}: there is {name}, but none of {', '.join(WEIGHTS[name])}")
         return Files(str(source), read_tensors(weights), settings, str(source))
-    raise CheckpointError(f"{source}: there is no {' and no '.join(SETTINGS)} that we know how to read")
+    raise CheckpointError(f"{source}: there is no {' and no '.join(SETTINGS)} that we can read")
 
 
 def is_hub_id(source: str) -> bool:
@@ -89,16 +89,16 @@ def in_cache(source: str) -> bool:
     """Whether weights of this model, and their settings, were downloaded before."""
     from huggingface_hub import try_to_load_from_cache
 
-    there = {name for names in ([*SETTINGS], *WEIGHTS.values()) for name in names
-             if isinstance(try_to_load_from_cache(source, name), str)}  # fmt: skip
-    return any(name in there and there & set(WEIGHTS[name]) for name in SETTINGS)
+    names = {name for names in (SETTINGS, *WEIGHTS.values()) for name in names}
+    cached = {name for name in names if isinstance(try_to_load_from_cache(source, name), str)}
+    return any(name in cached and cached & set(WEIGHTS[name]) for name in SETTINGS)
 
 
 def read_settings(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: not a JSON file ({error}); it may be cut off: copy it again") from None
+        raise CheckpointError(f"{path}: not a JSON file ({error}); it may be truncated: copy it again") from None
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -109,7 +109,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         held = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise CheckpointError(
-            f"{path}: cannot be read as tensors ({str(error).splitlines()[0]}). It may be cut off, or hold more than "
+            f"{path}: cannot be read as tensors ({str(error).splitlines()[0]}). It may be truncated, or hold more than "
             "tensors (a training state, a TorchScript model): if you trust its origin, load it with torch yourself and "
             "save its state_dict() alone"
         ) from None

@@ -1,14 +1,14 @@
-"""From the names of a released model's weights to ours, by a table that can be read.
+"""From the parameter names of a released model to ours, by a table.
 
-A row of a table is a pair, what they call it and what we call it:
+A row of a table is a pair, their name and ours:
 
     ("vision_model.encoder.layers.{n}.layer_norm1", "image.blocks.{n}.self_norm")
 
-A row that names a module covers what is in it (`.weight`, `.bias`). `{n}` and `{m}` are numbers; on their side `{n-1}`
-and `{n+text}` count from elsewhere (`text`: our number of text layers). Where a tensor of ours is made of one or
-several of theirs, the left side says how: `stack`, `first`, `rest`, … below. Of several rows for one tensor the first
-is taken whose names are there. What a file may hold and we do not need is listed, too: nothing is passed over in
-silence.
+A row that names a module covers what is in it (`.weight`, `.bias`). `{n}` is any number; on their side `{n-1}` and
+`{n+text}` are that number minus one, or plus our number of text layers. Where a tensor of ours is computed from one or
+several of theirs, the left side says how: `stack`, `first`, `rest`, … below. Where several rows give one tensor, the
+first one counts whose names are in the file. Names that a file may have and that we do not need are listed, too, so
+that every other name is an error.
 """
 
 from __future__ import annotations
@@ -24,10 +24,12 @@ from torch import Tensor, nn
 
 from minivlp.training.checkpoint import CheckpointError, grouped, weights
 
+Size = tuple[int, int]  # height and width in pixels
+
 
 @dataclass(frozen=True)
 class From:
-    """A tensor of ours, made of tensors of theirs."""
+    """A tensor of ours, computed by `make` from their tensors `names`."""
 
     names: tuple[str, ...]
     make: Callable[..., Tensor]
@@ -37,7 +39,7 @@ Row = tuple["str | From", str]
 
 
 def stack(*names: str) -> From:
-    """Their matrices one below the other: we keep queries, keys and values in one."""
+    """Their matrices one below the other: ours hold queries, keys and values in one."""
     return From(names, lambda *parts: torch.cat(parts))
 
 
@@ -56,79 +58,82 @@ def rest(name: str) -> From:
     return From((name,), lambda table: table.flatten(0, -2)[1:])
 
 
-def turned(name: str) -> From:
-    """Their matrix, which stands to the right of the vector, as `nn.Linear` keeps it."""
+def transposed(name: str) -> From:
+    """Their matrix (in, out) as `nn.Linear` stores it, (out, in)."""
     return From((name,), lambda matrix: matrix.T)
 
 
 def plus_first(name: str, types: str) -> From:
-    """Their table plus the first row of another: BERT adds the same token type to every word of a single text."""
+    """Their table plus the first row of another: BERT adds the same token type to every token of a single text."""
     return From((name, types), lambda table, other: table + other[0])
 
 
-def under(theirs: str, ours: str, rows: Iterable[Row]) -> tuple[Row, ...]:
-    """The rows of a part, where it stands in the whole: `under("blocks.{n}.", "image.blocks.{n}.", VIT_LAYER)`."""
-    moved = []
+def with_prefix(theirs: str, ours: str, rows: Iterable[Row]) -> tuple[Row, ...]:
+    """The rows of a part with a prefix before their names and one before ours."""
+    prefixed = []
     for left, right in rows:
         if isinstance(left, From):
             left = From(tuple(theirs + name for name in left.names), left.make)
         else:
             left = theirs + left
-        moved.append((left, ours + right))
-    return tuple(moved)
+        prefixed.append((left, ours + right))
+    return tuple(prefixed)
 
 
 @dataclass(frozen=True)
 class Release:
-    """One release of a paper's model: how to know it, its names, its sizes, what it does with pictures and texts.
+    """One published form of a paper's weights.
 
-    mark: how names begin that only this release has. table: its names beside ours. ignored: patterns of names that we
-    do without. optional: beginnings of our names; a checkpoint may lack all of such a part (a captioner has no matching
-    head), never some of it. config: sizes, from a config.json or, where the authors have none, from the tensors.
-    processor: the class of transformers that makes tensors of pictures; pixels: what it is told for an image size.
-    tokenizer: where the texts' tokenizer is, if the checkpoint brings none. Positions are resized as `resize` says.
+    key_prefix: how names begin that only this form has. table: its names and ours. ignored: patterns of its names that
+    we do not need. optional: prefixes of our names; a checkpoint may lack all parameters of such a part (a captioner
+    has no matching head), never only some. config: our config, from a config.json or, where the authors have none, from
+    the tensors. processor: transformers' class that turns pictures into tensors; processor_settings: its arguments for
+    an image size. tokenizer: where the tokenizer is, if the checkpoint brings none. interpolation: how `F.interpolate`
+    resizes positions, mode and align_corners.
     """
 
-    mark: str
+    key_prefix: str
     table: tuple[Row, ...]
     config: Callable[[dict[str, Tensor], dict[str, Any]], Any]
     processor: str
-    pixels: Callable[[int], dict[str, Any]]
+    processor_settings: Callable[[Size], dict[str, Any]]
     tokenizer: str
     ignored: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
-    resize: tuple[str, bool] = ("bicubic", False)
+    interpolation: tuple[str, bool] = ("bicubic", False)
 
 
-def translated(
+def translate(
     release: Release, tensors: Mapping[str, Tensor], model: nn.Module, source: str
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Their tensors under our names, and the parts of the model that the file does not have.
 
-    Raises CheckpointError that lists what is missing and what is unknown, grouped: a name that is wrong is both.
+    Raises CheckpointError that lists what is missing and what is unknown, grouped: a wrong name is in both lists.
     """
     everything = model.state_dict(keep_vars=True)
     stored = {id(everything[name]): name for name in weights(model)}  # shared tensors once, by their first name
-    text = getattr(model.config.text, "layers", 0)
-    rows = [(_pattern(ours), left if isinstance(left, From) else From((left,), _same)) for left, ours in release.table]
+    text_layers = getattr(getattr(getattr(model, "config", None), "text", None), "layers", 0)
+    rows = [(pattern_of(ours), left if isinstance(left, From) else From((left,), same)) for left, ours in release.table]
 
     found: dict[str, Tensor] = {}
-    lacking: dict[str, str] = {}  # ours -> what they would call it
+    lacking: dict[str, str] = {}  # our name -> what it would be called in the file
     used: set[str] = set()
     for ours, tensor in everything.items():
-        fits = [(pattern.fullmatch(ours), left) for pattern, left in rows]
-        choices = [([_filled(name, match, text) for name in left.names], left) for match, left in fits if match]
+        matches = [(pattern.fullmatch(ours), left) for pattern, left in rows]
+        choices = [
+            ([fill_in(name, match, text_layers) for name in left.names], left) for match, left in matches if match
+        ]
         used.update(name for names, _ in choices for name in names)
-        there = [(names, left) for names, left in choices if all(name in tensors for name in names)]
-        if not there:
+        present = [(names, left) for names, left in choices if all(name in tensors for name in names)]
+        if not present:
             lacking[ours] = next((n for names, _ in choices for n in names if n not in tensors), ours)
             continue
-        names, left = there[0]
+        names, left = present[0]
         made, name = left.make(*(tensors[n] for n in names)), stored[id(tensor)]
         if name in found and not torch.equal(found[name], made):
             raise CheckpointError(
-                f"{source}: {ours} and {name} are one tensor in {type(model).__name__} and two different ones there; "
-                "give a `config=` that keeps them apart"
+                f"{source}: {ours} and {name} are one tensor in {type(model).__name__} and two different ones in the "
+                "file; give a `config=` that keeps them apart"
             )
         found[name] = made
 
@@ -144,25 +149,28 @@ def translated(
     faults += [f"unknown: {grouped(sorted(unknown))}"] if unknown else []
     if faults:
         raise CheckpointError(
-            f"{source} does not fit {type(model).__name__}. {'; '.join(faults)}. Is it whole, and a checkpoint of this "
-            "family with heads that we have? If only its sizes are others than we took them for, give `config=`"
+            f"{source} does not fit {type(model).__name__}. {'; '.join(faults)}. Is the file complete, and a "
+            "checkpoint of this family with heads that we have? If only its sizes differ from those that we derived, "
+            "give `config=`"
         )
-    return found, tuple(part.rstrip(".") for part in absent)
+    largest = [part for part in absent if not any(part != other and part.startswith(other) for other in absent)]
+    return found, tuple(part.rstrip(".") for part in largest)
 
 
-def _same(tensor: Tensor) -> Tensor:
+def same(tensor: Tensor) -> Tensor:
+    """Their tensor as it is."""
     return tensor
 
 
-def _pattern(ours: str) -> re.Pattern[str]:
-    """`image.blocks.{n}.self_norm` as what matches the weights of that module, whichever n it is."""
-    escaped = re.escape(ours).replace(r"\{n\}", r"(?P<n>\d+)").replace(r"\{m\}", r"(?P<m>\d+)")
-    return re.compile(escaped + r"(?P<end>(\..+)?)")
+def pattern_of(ours: str) -> re.Pattern[str]:
+    """`image.blocks.{n}.self_norm` as a pattern of the weights of that module, with any number for n."""
+    return re.compile(re.escape(ours).replace(r"\{n\}", r"(?P<n>\d+)") + r"(?P<end>(\..+)?)")
 
 
-def _filled(theirs: str, match: re.Match[str], text: int) -> str:
-    """`layer.{n+text}.output` with the number of this match, and the name's end."""
-    numbers = {place: int(value) for place, value in match.groupdict().items() if place != "end"}
-    if "n" in numbers:
-        numbers |= {"n-1": numbers["n"] - 1, "n+text": numbers["n"] + text}
+def fill_in(theirs: str, match: re.Match[str], text_layers: int) -> str:
+    """`layer.{n+text}.output` with the number that matched, and the end of the name."""
+    numbers = {}
+    if "n" in match.groupdict():
+        n = int(match["n"])
+        numbers = {"n": n, "n-1": n - 1, "n+text": n + text_layers}
     return theirs.format_map(numbers) + match["end"]

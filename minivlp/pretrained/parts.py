@@ -1,4 +1,4 @@
-"""Layers and towers whose names several releases share, beside ours, and how to read their sizes off the tensors."""
+"""Layers and towers whose names several releases share, with our names, and how to derive sizes from the tensors."""
 
 from __future__ import annotations
 
@@ -8,19 +8,25 @@ from typing import Any
 
 from torch import Tensor
 
-from minivlp.layers.block import BlockConfig
-from minivlp.layers.encoders import ImageConfig, TextConfig
-from minivlp.pretrained.keys import first, flat, plus_first, rest, stack, under
+from minivlp.layers import timm_weights
+from minivlp.layers.embeddings import ImageConfig, TextConfig
+from minivlp.layers.transformer import BlockConfig
+from minivlp.pretrained.keys import Size, first, flat, plus_first, rest, stack, with_prefix
+from minivlp.training.checkpoint import CheckpointError
 
-HEAD_WIDTH = 64  # of every released model here; their tensors do not tell it
+HEAD_WIDTH = 64  # of every released model here; the shapes of the tensors do not tell it
 
-VIT_LAYER = (  # timm's vision transformer: the image tower of ViLT, ALBEF, BLIP and X-VLM
-    ("norm1", "self_norm"),
-    ("attn.qkv", "self_attention.qkv"),
-    ("attn.proj", "self_attention.out"),
-    ("norm2", "feed_norm"),
-    ("mlp.fc1", "feed_forward.up"),
-    ("mlp.fc2", "feed_forward.down"),
+VIT_EMBED = (  # timm's vision transformer: the image tower of ViLT, ALBEF, BLIP and X-VLM
+    ("patch_embed.proj", "patches.project"),
+    (flat("cls_token"), "class_token"),
+    (first("pos_embed"), "class_position"),
+    (rest("pos_embed"), "positions"),
+)
+VIT_LAYER = tuple((theirs, ours) for ours, theirs in timm_weights.VIT_LAYER.items())
+VIT = (
+    *with_prefix("", "embed.", VIT_EMBED),
+    *with_prefix("blocks.{n}.", "blocks.{n}.", VIT_LAYER),
+    ("norm", "norm"),
 )
 CLIP_LAYER = (  # transformers' CLIP
     ("layer_norm1", "self_norm"),
@@ -42,52 +48,56 @@ BERT_LAYER = (
     ("output.dense", "feed_forward.down"),
     ("output.LayerNorm", "feed_norm"),
 )
-VIT = (
-    ("patch_embed.proj", "patches.project"),
-    (flat("cls_token"), "class_token"),
-    (first("pos_embed"), "class_position"),
-    (rest("pos_embed"), "positions"),
-    *under("blocks.{n}.", "blocks.{n}.", VIT_LAYER),
-    ("norm", "norm"),
-)
-BERT_WORDS = (
-    ("word_embeddings", "words"),
-    (plus_first("position_embeddings.weight", "token_type_embeddings.weight"), "positions"),
+BERT_EMBED = (
+    ("word_embeddings", "token"),
+    (plus_first("position_embeddings.weight", "token_type_embeddings.weight"), "position"),
     ("LayerNorm", "norm"),
 )
-WORD_HEAD = (  # BERT's, for masked words
+MLM_HEAD = (  # BERT's head of masked tokens, or of next tokens
     ("transform.dense", "dense"),
     ("transform.LayerNorm", "norm"),
     ("decoder", "decoder"),
     ("bias", "decoder.bias"),  # some files have it under this name, some under both
 )
 ALIGNED = (  # ALBEF, BLIP and X-VLM
-    ("vision_proj", "project_image"),
-    ("text_proj", "project_text"),
-    ("temp", "temperature"),
+    ("vision_proj", "itc_head.project_image"),
+    ("text_proj", "itc_head.project_text"),
+    ("temp", "itc_head.scale.temperature"),
+    ("itm_head", "match_head.classifier"),
 )
-# the teacher's copies, and the vectors of batches past: of use only to go on with the very same run
+# the momentum model and the queue: needed only to resume the very same run
 MOMENTUM = ("*_m.*", "*_queue", "queue_ptr", "ptr_queue")
-FUSED_BERT = (  # ALBEF and X-VLM: one BERT, of whose layers the upper ones fuse; what was fine-tuned lacks the "bert."
-    *under("text_encoder.bert.embeddings.", "text.embed.", BERT_WORDS),
-    *under("text_encoder.bert.encoder.layer.{n}.", "text.blocks.{n}.", BERT_LAYER),
-    *under("text_encoder.bert.encoder.layer.{n+text}.", "fusion.blocks.{n}.", BERT_LAYER),
-    *under("text_encoder.cls.predictions.", "word_head.", WORD_HEAD),
-    *under("text_encoder.embeddings.", "text.embed.", BERT_WORDS),
-    *under("text_encoder.encoder.layer.{n}.", "text.blocks.{n}.", BERT_LAYER),
-    *under("text_encoder.encoder.layer.{n+text}.", "fusion.blocks.{n}.", BERT_LAYER),
+FUSED_BERT = (  # ALBEF and X-VLM: one BERT whose upper layers fuse; fine-tuned checkpoints lack the "bert."
+    *with_prefix("text_encoder.bert.embeddings.", "text.embed.", BERT_EMBED),
+    *with_prefix("text_encoder.bert.encoder.layer.{n}.", "text.blocks.{n}.", BERT_LAYER),
+    *with_prefix("text_encoder.bert.encoder.layer.{n+text}.", "fusion.blocks.{n}.", BERT_LAYER),
+    *with_prefix("text_encoder.cls.predictions.", "mlm_head.", MLM_HEAD),
+    *with_prefix("text_encoder.embeddings.", "text.embed.", BERT_EMBED),
+    *with_prefix("text_encoder.encoder.layer.{n}.", "text.blocks.{n}.", BERT_LAYER),
+    *with_prefix("text_encoder.encoder.layer.{n+text}.", "fusion.blocks.{n}.", BERT_LAYER),
 )
 CLIP_MEAN_STD = {"image_mean": (0.48145466, 0.4578275, 0.40821073), "image_std": (0.26862954, 0.26130258, 0.27577711)}
 
 
-def crop(size: int) -> dict[str, Any]:
-    """The short side becomes `size` pixels long, and the middle of the long one is kept."""
-    return {"size": {"shortest_edge": size}, "crop_size": {"height": size, "width": size}}
+def crop(size: Size) -> dict[str, Any]:
+    """The short side is resized to that of the model's square, and the middle of the long one is kept.
+
+    For images that are not square, pictures are squashed: transformers' processor cannot fill a rectangle and crop.
+    """
+    height, width = size
+    if height != width:
+        return {"size": {"height": height, "width": width}, "do_center_crop": False}
+    return {"size": {"shortest_edge": height}, "crop_size": {"height": height, "width": width}}
 
 
-def squash(size: int) -> dict[str, Any]:
-    """The whole picture becomes a square."""
-    return {"size": {"height": size, "width": size}, **CLIP_MEAN_STD}
+def squash(size: Size) -> dict[str, Any]:
+    """The whole picture is resized to the model's height and width."""
+    return {"size": {"height": size[0], "width": size[1]}, **CLIP_MEAN_STD}
+
+
+def one_or_two(size: int | list[int]) -> int | Size:
+    """`ImageConfig.image_size` from the settings of a release: a number, or height and width."""
+    return size if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 
 def heads(width: int) -> int:
@@ -101,10 +111,21 @@ def count(tensors: Mapping[str, Tensor], before: str) -> int:
     return len({number for number in numbers if number.isdigit()})
 
 
+def square_side(patches: int) -> int:
+    """Rows of a square grid of so many patches. Raises CheckpointError where it cannot be square."""
+    side = math.isqrt(patches)
+    if side**2 != patches:
+        raise CheckpointError(
+            f"{patches} patch positions are no square, and the tensors do not tell the grid: give `config=` with "
+            "`image.image_size=(height, width)`"
+        )
+    return side
+
+
 def vit_config(tensors: Mapping[str, Tensor], before: str) -> ImageConfig:
-    """Sizes of a timm vision transformer."""
+    """Sizes of a timm vision transformer, for square images. Raises CheckpointError where they cannot be square."""
     width, _, _, patch = tensors[f"{before}patch_embed.proj.weight"].shape
-    side = math.isqrt(tensors[f"{before}pos_embed"].shape[1] - 1)
+    side = square_side(tensors[f"{before}pos_embed"].shape[1] - 1)
     hidden = len(tensors[f"{before}blocks.0.mlp.fc1.weight"])
     block = BlockConfig(width, heads(width), hidden, norm_eps=1e-6)
     return ImageConfig(side * patch, patch, count(tensors, f"{before}blocks."), block)

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minivlp.layers.block import BlockConfig
-from minivlp.layers.encoders import ImageConfig, TextConfig
-from minivlp.models.vilt import AnswersConfig, ViLTConfig
-from minivlp.pretrained.keys import From, Release, first, flat, rest, stack, under
-from minivlp.pretrained.parts import BERT_WORDS, VIT, WORD_HEAD, vit_config
+from minivlp.layers.embeddings import ImageConfig, TextConfig
+from minivlp.layers.transformer import BlockConfig
+from minivlp.models.vilt import ViLTConfig
+from minivlp.models.vilt_answers import AnswersConfig
+from minivlp.pretrained.keys import From, Release, Size, first, flat, rest, stack, with_prefix
+from minivlp.pretrained.parts import BERT_EMBED, MLM_HEAD, VIT_EMBED, VIT_LAYER, vit_config
 
 LAYER = (
     ("layernorm_before", "self_norm"),
@@ -22,40 +23,43 @@ LAYER = (
     ("intermediate.dense", "feed_forward.up"),
     ("output.dense", "feed_forward.down"),
 )
-# a head of one logit, "how well do they match?", is ours of two in which "no match" has the logit 0
+# their head has one logit, "match"; ours has two, of which "no match" is then 0
 ONE_LOGIT = From(("rank_output",), lambda match: torch.cat([torch.zeros_like(match), match]))
-# where the head of hidden words has no matrix of its own, it is the word embedding
+# where the head of masked tokens has no matrix of its own, it is the token embedding
 TIED = From(
     ("vilt.embeddings.text_embeddings.word_embeddings.weight", "mlm_score.transform.dense.weight"),
     lambda words, _: words,
 )
 TRANSFORMERS = (
-    *under("vilt.embeddings.text_embeddings.", "words.", BERT_WORDS),
-    ("vilt.embeddings.token_type_embeddings.weight", "modality"),
-    ("vilt.embeddings.patch_embeddings.projection", "joint.patches.project"),
-    (flat("vilt.embeddings.cls_token"), "joint.class_token"),
-    (first("vilt.embeddings.position_embeddings"), "joint.class_position"),
-    (rest("vilt.embeddings.position_embeddings"), "joint.positions"),
-    *under("vilt.encoder.layer.{n}.", "joint.blocks.{n}.", LAYER),
+    *with_prefix("vilt.embeddings.text_embeddings.", "joint.text_embed.", BERT_EMBED),
+    ("vilt.embeddings.token_type_embeddings.weight", "joint.token_type"),
+    ("vilt.embeddings.patch_embeddings.projection", "joint.image_embed.patches.project"),
+    (flat("vilt.embeddings.cls_token"), "joint.image_embed.class_token"),
+    (first("vilt.embeddings.position_embeddings"), "joint.image_embed.class_position"),
+    (rest("vilt.embeddings.position_embeddings"), "joint.image_embed.positions"),
+    *with_prefix("vilt.encoder.layer.{n}.", "joint.blocks.{n}.", LAYER),
     ("vilt.layernorm", "joint.norm"),
-    ("vilt.pooler.dense", "pool"),
-    *under("mlm_score.", "word_head.", WORD_HEAD),
-    (TIED, "word_head.decoder.weight"),
-    (ONE_LOGIT, "match_head"),
-    ("classifier", "answer_head"),
+    ("vilt.pooler.dense", "match_head.pooler.dense"),
+    ("vilt.pooler.dense", "pooler.dense"),  # of `ViLTAnswers`
+    *with_prefix("mlm_score.", "mlm_head.", MLM_HEAD),
+    (TIED, "mlm_head.decoder.weight"),
+    (ONE_LOGIT, "match_head.classifier"),
+    ("classifier", "answer_head.mlp"),
 )
 AUTHORS = (
-    *under("text_embeddings.", "words.", BERT_WORDS),
-    ("token_type_embeddings.weight", "modality"),
-    *under("transformer.", "joint.", VIT),
-    ("pooler.dense", "pool"),
-    *under("mlm_score.", "word_head.", WORD_HEAD),
-    ("itm_score.fc", "match_head"),
-    *under("mpp_score.", "patch_head.", WORD_HEAD),
+    *with_prefix("text_embeddings.", "joint.text_embed.", BERT_EMBED),
+    ("token_type_embeddings.weight", "joint.token_type"),
+    *with_prefix("transformer.", "joint.image_embed.", VIT_EMBED),
+    *with_prefix("transformer.blocks.{n}.", "joint.blocks.{n}.", VIT_LAYER),
+    ("transformer.norm", "joint.norm"),
+    ("pooler.dense", "match_head.pooler.dense"),
+    ("pooler.dense", "pooler.dense"),
+    *with_prefix("mlm_score.", "mlm_head.", MLM_HEAD),
+    ("itm_score.fc", "match_head.classifier"),
+    *with_prefix("mpp_score.", "patch_head.", MLM_HEAD),
     (flat("transformer.mask_token"), "mask_token"),
-    ("vqa_classifier", "answer_head"),
+    ("vqa_classifier", "answer_head.mlp"),
 )
-BERT_IDS = {"mask_id": 103, "never_mask": (0, 100, 101, 102, 103)}
 
 
 def transformers_config(tensors: dict[str, Tensor], settings: dict[str, Any]) -> ViLTConfig:
@@ -72,7 +76,7 @@ def transformers_config(tensors: dict[str, Tensor], settings: dict[str, Any]) ->
         "text": TextConfig(
             theirs.vocab_size, theirs.max_position_embeddings, 0, block, embed_norm=True, position_std=0.02
         ),
-        **BERT_IDS,
+        "masking": ViLTConfig.paper().masking,
     }
     if "classifier.3.weight" not in tensors:
         return ViLTConfig(**sizes)
@@ -81,44 +85,44 @@ def transformers_config(tensors: dict[str, Tensor], settings: dict[str, Any]) ->
 
 
 def authors_config(tensors: dict[str, Tensor], settings: dict[str, Any]) -> ViLTConfig:
-    """Sizes as the tensors have them."""
+    """Sizes from the shapes of the tensors."""
     image = vit_config(tensors, "transformer.")
     vocabulary, length = (
         len(tensors[f"text_embeddings.{kind}_embeddings.weight"]) for kind in ("word", "position")
     )  # fmt: skip
-    words = replace(image.block, norm_eps=1e-12)
-    text = TextConfig(vocabulary, length, 0, words, embed_norm=True, position_std=0.02)
+    text = TextConfig(vocabulary, length, 0, image.block, embed_norm=True, position_std=0.02)
+    masking = ViLTConfig.paper().masking
     if "vqa_classifier.3.weight" in tensors:
-        return AnswersConfig(image, text, **BERT_IDS, answers=len(tensors["vqa_classifier.3.weight"]))
-    return ViLTConfig(image, text, **BERT_IDS)
+        return AnswersConfig(image, text, masking=masking, answers=len(tensors["vqa_classifier.3.weight"]))
+    return ViLTConfig(image, text, masking=masking)
 
 
-def fit(size: int) -> dict[str, Any]:
-    """The short side becomes `size` pixels long, the long one follows; a mask says where the picture ends."""
-    return {"size": {"shortest_edge": size}}
+def fit(size: Size) -> dict[str, Any]:
+    """The short side is resized to the model's, and the long one in proportion; a mask says where the picture ends."""
+    return {"size": {"shortest_edge": min(size)}}
 
 
 FROM_TRANSFORMERS = Release(
-    mark="vilt.",
+    key_prefix="vilt.",
     table=TRANSFORMERS,
     ignored=("*.position_ids",),
-    optional=("word_head.", "match_head."),
+    optional=("mlm_head.", "match_head.classifier."),
     config=transformers_config,
     processor="ViltImageProcessor",
-    pixels=fit,
+    processor_settings=fit,
     tokenizer="bert-base-uncased",
-    resize=("bilinear", True),
+    interpolation=("bilinear", True),
 )
 FROM_AUTHORS = replace(
     FROM_TRANSFORMERS,
-    mark="transformer.",
+    key_prefix="transformer.",
     table=AUTHORS,
     config=authors_config,
-    ignored=("*.position_ids", "transformer.mask_token", "mpp_score.*"),  # patch prediction: only an ablation
+    ignored=("*.position_ids", "transformer.mask_token", "mpp_score.*"),  # masked patch prediction was only an ablation
 )
 RELEASES = (
     FROM_TRANSFORMERS,
-    # what was fine-tuned may still carry the heads of its pre-training
-    replace(FROM_AUTHORS, mark="vqa_classifier.", ignored=(*FROM_AUTHORS.ignored, "mlm_score.*", "itm_score.*")),
+    # a fine-tuned checkpoint may still have the heads of its pre-training
+    replace(FROM_AUTHORS, key_prefix="vqa_classifier.", ignored=(*FROM_AUTHORS.ignored, "mlm_score.*", "itm_score.*")),
     FROM_AUTHORS,
 )

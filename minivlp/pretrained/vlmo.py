@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minivlp.layers.block import BlockConfig
 from minivlp.models.vlmo import VLMoConfig
-from minivlp.pretrained.keys import From, Release, flat, plus_first, under
-from minivlp.pretrained.parts import WORD_HEAD, count, squash
+from minivlp.pretrained.keys import From, Release, Size, flat, plus_first, with_prefix
+from minivlp.pretrained.parts import MLM_HEAD, count, squash
 from minivlp.training.checkpoint import CheckpointError
 
 LAYER = (
@@ -24,8 +23,8 @@ LAYER = (
         "self_attention.qkv.bias",
     ),
     ("attn.proj", "self_attention.out"),
-    ("gamma_1", "attention_scale"),
-    ("gamma_2", "expert_scale"),
+    ("gamma_1", "attention_scale.factor"),
+    ("gamma_2", "feed_scale.factor"),
     ("norm2_text", "experts.text.norm"),
     ("mlp_text.fc1", "experts.text.feed_forward.up"),
     ("mlp_text.fc2", "experts.text.feed_forward.down"),
@@ -37,33 +36,33 @@ LAYER = (
     ("mlp_vl.fc2", "experts.vl.feed_forward.down"),
 )
 AUTHORS = (
-    # BERT's token type is the same for every word; positions are relative, so that it has no other place
+    # BERT's token type is the same for all tokens of a text; as there are no positions, it is added to the tokens
     (plus_first("text_embeddings.word_embeddings.weight", "text_embeddings.token_type_embeddings.weight"),
-     "words.words.weight"),
-    ("text_embeddings.LayerNorm", "words.norm"),
-    ("token_type_embeddings.weight", "modality"),
-    (flat("transformer.cls_token"), "class_token"),
-    ("transformer.patch_embed.proj", "patches.project"),
-    *under("transformer.blocks.{n}.", "joint.blocks.{n}.", LAYER),
+     "joint.text_embed.token.weight"),
+    ("text_embeddings.LayerNorm", "joint.text_embed.norm"),
+    ("token_type_embeddings.weight", "joint.token_type"),
+    (flat("transformer.cls_token"), "joint.image_embed.class_token"),
+    ("transformer.patch_embed.proj", "joint.image_embed.patches.project"),
+    *with_prefix("transformer.blocks.{n}.", "joint.blocks.{n}.", LAYER),
     ("transformer.norm", "joint.norm"),
     ("relative_position_bias_table", "joint.relative.table"),
-    ("pooler.dense", "pooler"),
-    ("itm_score.fc", "match_head"),
-    *under("mlm_score.", "word_head.", WORD_HEAD),
-    ("itc_image_proj.fc", "project_image"),
-    ("itc_text_proj.fc", "project_text"),
-    ("itc_vl_image_proj.fc", "project_image_vl"),
-    ("itc_vl_text_proj.fc", "project_text_vl"),
-    ("logit_scale", "log_scale"),
-    ("logit_vl_scale", "log_scale_vl"),
+    ("pooler.dense", "match_head.pooler.dense"),
+    ("itm_score.fc", "match_head.classifier"),
+    *with_prefix("mlm_score.", "mlm_head.", MLM_HEAD),
+    ("itc_image_proj.fc", "itc_head.project_image"),
+    ("itc_text_proj.fc", "itc_head.project_text"),
+    ("itc_vl_image_proj.fc", "itc_head_vl.project_image"),
+    ("itc_vl_text_proj.fc", "itc_head_vl.project_text"),
+    ("logit_scale", "itc_head.scale.log_scale"),
+    ("logit_vl_scale", "itc_head_vl.scale.log_scale"),
 )  # fmt: skip
 
 
 def config(tensors: dict[str, Tensor], settings: dict[str, Any]) -> VLMoConfig:
-    """Sizes as the tensors have them, the rest as in the paper.
+    """Sizes from the shapes of the tensors, the rest as in the paper.
 
-    Raises CheckpointError for another longest text than the paper's: the table of relative positions tells the image's
-    size only if that is known.
+    Raises CheckpointError for another context length than the paper's, and for images that are not square: the table
+    of relative positions tells the size of square images, if the context length is known.
     """
     paper, before = VLMoConfig.paper(), "transformer.blocks."
     width, _, _, patch = tensors["transformer.patch_embed.proj.weight"].shape
@@ -72,11 +71,11 @@ def config(tensors: dict[str, Tensor], settings: dict[str, Any]) -> VLMoConfig:
     reach = math.isqrt(max(0, len(table) - 5 - 2 * longest))  # 2 * grid - 1, see `layers.relative`
     if reach**2 + 5 + 2 * longest != len(table) or reach % 2 == 0:
         raise CheckpointError(
-            f"{len(table)} relative positions are not those of {longest} words and a square of patches: give `config=`"
-            ", VLMoConfig.paper() with another `text.context_length` and `image.image_size`"
+            f"{len(table)} relative positions are not those of {longest} text tokens and a square of patches: give "
+            "`config=`, VLMoConfig.paper() with another `text.context_length` and `image.image_size`"
         )
     hidden = len(tensors[f"{before}0.mlp_text.fc1.weight"])
-    block = BlockConfig(width, table.shape[1] // layers, hidden, norm_eps=1e-6)
+    block = replace(paper.image.block, width=width, heads=table.shape[1] // layers, hidden=hidden)
     with_vl = [n for n in range(layers) if f"{before}{n}.mlp_vl.fc1.weight" in tensors]
     vocabulary = len(tensors["text_embeddings.word_embeddings.weight"])
     return replace(
@@ -88,29 +87,26 @@ def config(tensors: dict[str, Tensor], settings: dict[str, Any]) -> VLMoConfig:
     )
 
 
-def pixels(size: int) -> dict[str, Any]:
-    """The whole picture becomes a square in [-1, 1]."""
+def squash_symmetric(size: Size) -> dict[str, Any]:
+    """The whole picture is resized to the model's height and width, with pixels in [-1, 1]."""
     return {**squash(size), "image_mean": (0.5,) * 3, "image_std": (0.5,) * 3}
 
 
+# a checkpoint has the heads of one branch, of both, or none
+CONTRASTIVE = tuple(
+    f"{head}.{part}"
+    for head in ("itc_head", "itc_head_vl")
+    for part in ("", "project_image.", "project_text.", "scale.")
+)
 RELEASES = (
     Release(
-        mark="transformer.blocks.",
+        key_prefix="transformer.blocks.",
         table=AUTHORS,
         ignored=("*.position_ids", "*relative_position_index", "text_embeddings.position_embeddings.weight"),
-        optional=(
-            "word_head.",
-            "match_head.",
-            "project_image.",
-            "project_text.",
-            "project_image_vl.",
-            "project_text_vl.",
-            "log_scale",
-            "log_scale_vl",
-        ),
+        optional=("mlm_head.", "match_head.classifier.", *CONTRASTIVE),
         config=config,
         processor="BlipImageProcessor",
-        pixels=pixels,
+        processor_settings=squash_symmetric,
         tokenizer="bert-base-uncased",
     ),
 )

@@ -1,17 +1,17 @@
-"""A tower that stays as it is need see each picture only once: its tokens are kept on disk, and epochs take seconds.
+"""The image tokens of a model whose image tower is frozen, computed once per picture and kept.
 
-    with kept_tokens(model, dataset, folder) as numbered:          # the tower runs here, unless it has before
-        fit(model, recipe.batches(numbered, tokenizer), settings)  # reads tokens; decodes no picture
+    cache = token_cache(model, dataset)            # in memory, filled as pictures are asked for
+    cache = token_cache(model, dataset, folder)    # in a file that is filled now and found again by later runs
+    fit(model, Loader(dataset, tokenizer, 48, 64, image_tokens=cache).batch, settings)
 
-Nothing else changes: loader and model go on as always, only that a "picture" is the number of its row (`Numbered`), and
-the tower looks up the tokens of that number (`KeptTower`). Axes: B batch, P patches, D width.
+Tokens are kept in half precision. Axes: B batch, P patches, D width.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,118 +20,150 @@ import torch
 from torch import Tensor, nn
 
 from minivlp.data.batch import to_tensor
-from minivlp.machine import device as best_device
+from minivlp.device import bf16_is_fast
+from minivlp.device import device as best_device
+from minivlp.inference import device_of, evaluating
+from minivlp.training.prefetch import Prefetch
 
-CHUNK = 64  # pictures that the tower sees at a time, and at most what a kill costs
-
-
-class Numbered:
-    """The dataset with its row's number in place of each picture: all of its pixels are the number's three bytes."""
-
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.dataset, name)
-
-    def __repr__(self) -> str:
-        return repr(self.dataset)
-
-    def pixels(self, rows: Sequence[int], size: int) -> np.ndarray:
-        """uint8 (B, size, size, 3)."""
-        digits = np.asarray(rows)[:, None] // (65536, 256, 1) % 256  # (B, 3)
-        return np.tile(digits.astype(np.uint8)[:, None, None], (1, size, size, 1))
+GROUP = 16  # pictures in one pass: 8 to 16 were fastest on a CPU. At most this many are lost by a kill
+MEMORY_BUDGET = 1 << 30  # bytes that a cache in memory may take
+READS_PATCHES = ("cross_encode", "match", "mlm_logits", "generate", "ground")  # verbs that need all tokens
 
 
-def numbers(images: Tensor) -> Tensor:
-    """The rows (B,), on the CPU, that `Numbered` pictures (B, 3, H, W) in [-1, 1] stand for."""
-    digits = ((images[:, :, 0, 0].cpu() + 1) * 127.5).round().long()  # (B, 3)
-    return (digits * torch.tensor([65536, 256, 1])).sum(dim=1)
+class TokenCache:
+    """`cache(rows)` returns `model.encode_image` of these pictures, (B, 1+P, D) float32 on the CPU.
 
-
-class KeptTower(nn.Module):
-    """What `Numbered` pictures (B, 3, H, W) stand for: their tokens (B, 1+P, D), or (B, 1, D) if only these are kept.
-
-    The file is mapped anew for each batch: pages that were read then do not stay in memory.
+    Made by `token_cache`. `tokens`: how many tokens of each picture are kept; None for all. Without `file` they are in
+    memory, and a picture is encoded when it is first asked for; `fill` completes a file. It is mapped anew at each
+    call, so the pages read do not stay resident.
     """
 
-    def __init__(self, file: Path, shape: tuple[int, int, int]) -> None:
-        super().__init__()
-        self.file, self.shape = file, shape
+    def __init__(self, model: Any, dataset: Any, tokens: int | None = None, file: Path | None = None) -> None:
+        self.model, self.tower, self.dataset, self.tokens, self.file = model, model.image, dataset, tokens, file
+        self.size = model.config.image.image_size
+        one = self.encode(self.dataset.pixels([0], self.size))
+        self.shape = (len(dataset), *one.shape[1:])  # (pictures, 1+P, D)
+        self.bytes_per_picture = one.nbytes
+        if file is None:
+            if (needed := len(dataset) * one.nbytes) > MEMORY_BUDGET:
+                gigabytes = f"{needed / 2**30:.1f} GiB, more than {MEMORY_BUDGET / 2**30:.1f} GiB"
+                raise ValueError(f"image tokens in memory would take {gigabytes}: keep them in a `folder`")
+            self._memory = np.empty(self.shape, np.float16)  # its pages are taken when they are first written
+            self._known = np.zeros(len(dataset), bool)
 
-    def forward(self, images: Tensor) -> Tensor:
-        tokens = np.memmap(self.file, np.float16, "r", shape=self.shape)[numbers(images).numpy()]  # a copy
-        return torch.from_numpy(np.asarray(tokens)).to(images)
+    def __call__(self, rows: Sequence[int] | np.ndarray) -> Tensor:
+        rows = np.asarray(rows, dtype=np.int64)
+        if self.file is None:
+            self._fill(np.unique(rows[~self._known[rows]]))
+            tokens = self._memory[rows]
+        else:
+            tokens = np.asarray(np.memmap(self.file, np.float16, "r", shape=self.shape)[rows])
+        return torch.from_numpy(tokens).float()
+
+    def _fill(self, rows: np.ndarray) -> None:
+        for start in range(0, len(rows), GROUP):
+            group = rows[start : start + GROUP]
+            self._memory[group] = self.encode(self.dataset.pixels(group, self.size))
+            self._known[group] = True
+
+    def encode(self, pixels: np.ndarray) -> np.ndarray:
+        """At most GROUP pictures (B, H, W, 3) uint8 -> tokens (B, 1+P, D) float16.
+
+        The tower always gets GROUP pictures, some of them twice if need be: products of another size may be rounded
+        differently, and a resumed run, which asks for other pictures together, must find the same values.
+        Raises FloatingPointError where half precision cannot hold the tokens.
+        """
+        count, device = len(pixels), device_of(self.tower)
+        images = to_tensor(pixels[np.arange(GROUP) % count]).to(device)
+        autocast = torch.autocast(device.type, torch.bfloat16) if bf16_is_fast(device) else nullcontext()
+        with evaluating(self.tower), autocast:  # the tower only: meanwhile, the rest of the model may be trained
+            tokens = self.model.encode_image(images)[:count, : self.tokens].half().cpu()
+        if not tokens.isfinite().all():
+            raise FloatingPointError("the tower's tokens are too large for half precision: train without a cache")
+        return tokens.numpy()
+
+    def fill(self) -> None:
+        """Encode all pictures now, on the best device, with a progress bar; in a file only those it lacks."""
+        device = device_of(self.tower)
+        self.tower.to(best_device())
+        try:
+            self._fill_file() if self.file else self._fill(np.flatnonzero(~self._known))
+        finally:
+            self.tower.to(device)
+
+    def _fill_file(self) -> None:
+        """The file's length says how many pictures it holds; two runs that write at once write the same."""
+        from tqdm.auto import tqdm
+
+        count, size = len(self.dataset), self.bytes_per_picture
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        self.file.touch()
+        there = self.file.stat().st_size // size
+        starts = range(there // GROUP * GROUP if there < count else count, count, GROUP)
+
+        def read(start: int) -> np.ndarray:
+            return self.dataset.pixels(range(start, min(start + GROUP, count)), self.size)
+
+        with (
+            open(self.file, "r+b") as out,
+            Prefetch(read, starts) as groups,
+            tqdm(total=count, initial=starts.start, desc="image tokens", unit="picture", disable=not starts) as bar,
+        ):
+            for start, pixels in groups:
+                out.seek(start * size)
+                out.write(self.encode(pixels).tobytes())
+                out.flush()
+                bar.update(len(pixels))
 
 
-@contextmanager
-def kept_tokens(model: Any, dataset: Any, folder: Path | str) -> Iterator[Numbered]:
-    """Within, `model.image` only looks up what it says of each picture of the dataset; after, it is as before.
+def token_cache(model: Any, dataset: Any, folder: Path | str | None = None) -> TokenCache:
+    """A cache of `model.encode_image` for each picture of the dataset, for `Loader(image_tokens=...)`.
 
-    The tokens are written to a file in `folder`, whose name says the pictures and the tower: another run with the same
-    finds them there, and one that was stopped goes on where it was. Half precision; of a model without fusion only the
-    first token, as it reads no other. The tower is not trained, so it must not be: freeze it first.
-    Raises ValueError for a tower that can be trained and for more than 16,777,216 pictures.
+    Without `folder` it is in memory. With one, it is a file there, whose name depends on the tower's weights and on the
+    pictures; it is completed now. Of models that attend to patches (`READS_PATCHES`) all tokens are kept, of others the
+    first.
+    Raises ValueError for a model without an image tower, for a tower that is trained (freeze it first), and for a cache
+    in memory of more than MEMORY_BUDGET bytes.
     """
-    tower, size = model.image, model.config.image.image_size
-    if any(weight.requires_grad for weight in tower.parameters()):
-        raise ValueError("the image tower can be trained, so what it says will change: freeze it to keep its tokens")
-    if len(dataset) > 1 << 24:
-        raise ValueError(f"{len(dataset):,} pictures: three bytes count 16,777,216")
-    only = 1 if not hasattr(model, "match") else None
-    file = Path(folder) / f"{fingerprint(tower, dataset, f'{model.config.image} {only}')}.f16"
-    shape = write_tokens(tower.to(best_device()).eval(), dataset, size, file, only)
-    teacher = getattr(model, "teacher", None)  # whose tower is the same
-    holders = [model] if teacher is None else [model, teacher.model]
-    towers = [holder.image for holder in holders]
-    try:
-        for holder in holders:
-            holder.image = KeptTower(file, shape)
-        yield Numbered(dataset)
-    finally:
-        for holder, own in zip(holders, towers, strict=True):
-            holder.image = own.to(model.project_image.weight.device)
+    tower = getattr(model, "image", None)
+    if not isinstance(tower, nn.Module):
+        raise ValueError(f"{type(model).__name__} has no image tower whose output could be kept")
+    if any(parameter.requires_grad for parameter in tower.parameters()):
+        raise ValueError("the image tower is trained, so its output will change: freeze it before keeping its tokens")
+    tokens = None if any(hasattr(model, verb) for verb in READS_PATCHES) else 1
+    file = None if folder is None else Path(folder) / f"{fingerprint(model, dataset, tokens)}.f16"
+    cache = TokenCache(model, dataset, tokens, file)
+    if file or best_device().type == "mps":  # MPS is not made for several threads, and batches come from another one
+        cache.fill()
+    return cache
 
 
-@torch.no_grad()
-def write_tokens(tower: nn.Module, dataset: Any, size: int, file: Path, only: int | None) -> tuple[int, int, int]:
-    """Write the first `only` tokens (None: all) of each picture that the file does not hold yet, picture by picture.
+def fingerprint(model: Any, dataset: Any, tokens: int | None) -> str:
+    """A name for these image tokens: other weights, pictures or another order of them give another.
 
-    Returns the file's shape (pictures, tokens, D). How far it got is its length; two runs that write at once write the
-    same. Raises FloatingPointError where half precision cannot hold the tokens.
+    Models share a file if their `encode_image` is nothing but the tower (X-VLM's replaces the first token).
     """
-    from tqdm.auto import tqdm
-
-    device = next(tower.parameters()).device
-
-    def tokens(rows: Sequence[int]) -> np.ndarray:
-        out = tower(to_tensor(dataset.pixels(rows, size)).to(device))[:, :only].half().cpu().numpy()
-        if not np.isfinite(out).all():
-            raise FloatingPointError("the tower's features are too large for half precision: leave it unfrozen")
-        return out
-
-    one = tokens([0])[0]
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.touch()
-    done = file.stat().st_size // one.nbytes
-    starts = range(done, len(dataset), CHUNK)
-    with open(file, "r+b", buffering=0) as out:
-        for start in tqdm(starts, desc=f"the tower sees {len(dataset) - done:,} pictures", disable=not starts):
-            out.seek(start * one.nbytes)
-            out.write(tokens(range(start, min(start + CHUNK, len(dataset)))).tobytes())
-    return len(dataset), *one.shape
-
-
-def fingerprint(tower: nn.Module, dataset: Any, about: str) -> str:
-    """A name for what this tower says of these pictures: another weight, file, order or `about` gives another."""
-    digest = hashlib.sha256(about.encode())
-    for name, tensor in tower.state_dict().items():
+    size = model.config.image.image_size
+    with evaluating(model):
+        images = to_tensor(dataset.pixels([0], size)).to(device_of(model.image))
+        only_tower = torch.equal(model.encode_image(images), model.image(images))
+    digest = hashlib.sha256(f"{model.config.image} {tokens} {only_tower or type(model).__name__}".encode())
+    for name, tensor in model.image.state_dict().items():
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    for row in dataset.rows:
-        known = row.file.stat()
-        digest.update(f"{row.file} {known.st_size} {known.st_mtime_ns}\n".encode())
+        digest.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy())
+    for part in _pictures(dataset):
+        digest.update(str(part).encode())
     return digest.hexdigest()[:16]
+
+
+def _pictures(dataset: Any) -> list[Any]:
+    """What identifies a dataset's pictures: its own `fingerprint()`, else its files, else samples of the pictures."""
+    if hasattr(dataset, "fingerprint"):
+        return [dataset.fingerprint()]
+    rows = getattr(dataset, "rows", ())
+    if len(rows) == len(dataset) and all(hasattr(row, "file") for row in rows):
+        stats = [row.file.stat() for row in rows]
+        return [(str(row.file), stat.st_size, stat.st_mtime_ns) for row, stat in zip(rows, stats, strict=True)]
+    some = np.linspace(0, len(dataset) - 1, min(8, len(dataset)), dtype=int)
+    ids = [dataset.image_id(row) for row in range(len(dataset))]
+    return [type(dataset).__name__, ids, dataset.pixels(some, 64).tobytes().hex()]

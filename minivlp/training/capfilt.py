@@ -1,62 +1,76 @@
-"""CapFilt: a model mends the captions it learns from (Li et al., ICML 2022, BLIP, section 3.3).
+"""CapFilt: a model improves the captions that it is trained on (Li et al., ICML 2022, BLIP, section 3.3).
 
-    web captions ∪ good ones ──► pre-train ──┬──► fine-tune on the good ones: captioner ──► one new caption per image ─┐
-                                             └──► fine-tune on the good ones: filter                                   │
-                                                                                └──► keep what matches, old or new ◄───┘
-    what was kept ∪ good ones ──► pre-train a NEW model, from scratch
+    web captions ∪ clean ones ─► pre-train ─┬─► fine-tune on the clean ones: captioner ─► a new caption per image ─┐
+                                            └─► fine-tune on the clean ones: filter                                │
+                                                             └─► keep captions, old or new, that match ◄───────────┘
+    kept captions ∪ clean ones ─► pre-train a NEW model, from scratch
 
-Captioner and filter are fine-tuned apart, or the filter would find the captioner's mistakes right. The captioner draws
-its words (nucleus sampling): a beam search writes safer captions, which say less that is new. Good captions are never
-filtered.
+Captioner and filter are fine-tuned apart: with shared weights, the filter would accept the captioner's mistakes. The
+captioner samples (nucleus sampling); beam search writes safer captions, which add less that is new. Clean captions are
+not filtered.
 
-Every stage keeps its result in the folder and is not run again; a stage that was cut off goes on where its training
-last saved. `captions.jsonl` holds every caption with its score and verdict, for a person to read.
+Each stage keeps its result in the folder and is not run again; a stage that was interrupted resumes from its last save.
+
+    run.json               what identifies the run (see `training.run`)
+    pretrained/ captioner/ filter/ final/ …    a run folder each, with `model.safetensors` when it is trained
+    synthetic.jsonl        the new captions
+    captions.jsonl         every caption with its score and whether it is kept
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from minivlp.data.batch import to_tensor
+from minivlp.data.batch import Text, to_tensor
 from minivlp.data.loading import Loader
 from minivlp.data.recaptioned import Recaptioned
-from minivlp.data.text import encode
-from minivlp.machine import device as best_device
-from minivlp.training.checkpoint import CheckpointError, load_tensors, save_model, set_weights, weights
+from minivlp.device import device as best_device
+from minivlp.inference import device_of, evaluating, tokenize_for
+from minivlp.layers.generation import DecodingConfig
+from minivlp.training.cached import token_cache
+from minivlp.training.checkpoint import load_tensors, save_model, save_text, set_weights, weights
 from minivlp.training.loop import Settings, fit
+from minivlp.training.recipes import reads_frozen_tower
+from minivlp.training.run import RunFolder, run_identity
 
-PRETRAIN, CAPTION, FILTER = ("itc", "itm", "lm"), ("lm",), ("itc", "itm")
+PRETRAIN, CAPTION, FILTER = ("itc", "itm", "lm"), ("lm",), ("itc", "itm")  # losses of the stages
+NUCLEUS = DecodingConfig(top_p=0.9)  # how the paper's captioner generates
+CHUNK = 200  # images at a time when captions are written and scored
+
+Scorer = Callable[[Any, Tensor, Tensor, Text], Tensor]
+Line = dict[str, Any]  # of a .jsonl file
 
 
-def by_matching(model: Any, images: Tensor, which: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-    """(R,) probability that text r matches image which[r]: the paper's filter, with a threshold of one half."""
-    return model.match_many(images, which, ids, mask)
+def by_matching(model: Any, images: Tensor, image_rows: Tensor, text: Text) -> Tensor:
+    """(R,) probability that text r matches image `image_rows[r]`: the paper's filter, with a threshold of one half."""
+    return model.match_many(images, image_rows, text)
 
 
-def by_cosine(model: Any, images: Tensor, which: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-    """(R,) cosine of text r and image which[r]; it needs a threshold of its own."""
-    return (model.embed_images(images)[which] * model.embed_texts(ids, mask)).sum(dim=-1)
+def by_cosine(model: Any, images: Tensor, image_rows: Tensor, text: Text) -> Tensor:
+    """(R,) cosine of text r and image `image_rows[r]`; it needs another threshold."""
+    return (model.embed_images(images)[image_rows] * model.embed_texts(text)).sum(dim=-1)
 
 
 class CapFilt:
-    """The pipeline. Each method is one stage and runs those it needs first; `final()` runs all.
+    """The pipeline. Each method is a stage and first runs the stages that it needs; `final()` runs all.
 
     Args:
-        build: makes a fresh model that computes these losses, `build(("lm",))`, always of the same size.
-        noisy, clean: datasets (docs/architecture.md): captions from the web, and few good ones.
+        build: makes a fresh model with these losses, `build(("lm",))`, always of the same size.
+        noisy, clean: datasets: captions from the web, and few clean ones.
         folder: where the results are kept. pretrain, finetune: settings for `fit`.
-        judge, threshold: `by_matching` or `by_cosine` or your own; a caption that scores `threshold` is kept.
-        writing: how the captioner writes, options of `BLIP.generate`; nucleus sampling with `top_p` .9 if None.
-        more: options of `fit` (device, bar).
+        scorer, threshold: `by_matching`, `by_cosine` or your own; captions that score at least `threshold` are kept.
+        decoding: how the captioner generates.
+        cache_dir: a folder for the output of a frozen image tower (`training.cached`); None keeps it in memory.
+        fit_options: further options of `fit` (device, bar).
 
-    Raises CheckpointError if the folder holds a run with other settings.
+    Raises CheckpointError if the folder holds another run.
     """
 
     def __init__(
@@ -70,96 +84,130 @@ class CapFilt:
         pretrain: Settings,
         finetune: Settings,
         batch_size: int = 48,
-        judge: Callable[..., Tensor] = by_matching,
+        scorer: Scorer = by_matching,
         threshold: float = 0.5,
-        writing: Mapping[str, Any] | None = None,
+        decoding: DecodingConfig = NUCLEUS,
         seed: int = 0,
-        **more: Any,
+        cache_dir: Path | str | None = None,
+        **fit_options: Any,
     ) -> None:
         self.build, self.noisy, self.clean, self.tokenizer, self.folder = build, noisy, clean, tokenizer, Path(folder)
-        self.pretrain, self.finetune, self.batch_size, self.seed, self.more = pretrain, finetune, batch_size, seed, more
-        self.judge, self.threshold = judge, threshold
-        self.writing = {"top_p": 0.9} if writing is None else dict(writing)
-        self._claim_folder()
+        self.pretrain, self.finetune, self.batch_size, self.seed = pretrain, finetune, batch_size, seed
+        self.scorer, self.threshold, self.decoding = scorer, threshold, decoding
+        self.cache_dir, self.fit_options = cache_dir, fit_options
+        with RunFolder(self.folder, self._identity()):
+            pass  # it is this run's folder; each stage claims its own
+
+    def _identity(self) -> dict[str, Any]:
+        """What distinguishes this run from others."""
+        return {
+            "noisy": run_identity(self.noisy, self.tokenizer, self.seed),
+            "clean": run_identity(self.clean, self.tokenizer, self.seed)["data"],
+            "pretrain": asdict(self.pretrain),
+            "finetune": asdict(self.finetune),
+            "batch_size": self.batch_size,
+            "scorer": self.scorer.__name__,
+            "threshold": self.threshold,
+            "decoding": asdict(self.decoding),
+        }
+
+    # ---------------------------------------------------------------------------------------------------------- stages
 
     def pretrained(self) -> nn.Module:
-        """Learns from everything, noise included: also what the final model is to be compared with."""
-        return self._trained("pretrained", PRETRAIN, self._mixed(self._web()), self.pretrain)
+        """Trained on everything, noise included: also what the final model is compared with."""
+        web = {row: self.noisy.captions(row) for row in range(len(self.noisy))}
+        return self._train("pretrained", PRETRAIN, Recaptioned(self.noisy, web, self.clean), self.pretrain)
 
     def captioner(self) -> nn.Module:
-        """The pre-trained model, fine-tuned to write as the good captions do."""
-        return self._trained("captioner", CAPTION, self.clean, self.finetune, start=self.pretrained)
+        """The pre-trained model, fine-tuned to generate captions like the clean ones."""
+        return self._train("captioner", CAPTION, self.clean, self.finetune, init_from=self.pretrained)
 
     def filter(self) -> nn.Module:
-        """The pre-trained model, fine-tuned to tell whether a good caption belongs to an image."""
-        return self._trained("filter", FILTER, self.clean, self.finetune, start=self.pretrained)
+        """The pre-trained model, fine-tuned to decide whether a clean caption matches an image."""
+        return self._train("filter", FILTER, self.clean, self.finetune, init_from=self.pretrained)
 
     def synthetic(self) -> list[str]:
         """One new caption for every noisy image."""
-        return [line["caption"] for line in self._kept("synthetic.jsonl", self._write)]
+        return [line["caption"] for line in self._lines("synthetic.jsonl", self._generate)]
 
-    def table(self) -> list[dict[str, Any]]:
+    def table(self) -> list[Line]:
         """Every caption of every noisy image: `row`, `source` (web or synthetic), `caption`, `score`, `kept`."""
-        return self._kept("captions.jsonl", self._judge)
+        return self._lines("captions.jsonl", self._score)
 
     def final(self, sources: Sequence[str] = ("web", "synthetic"), filtered: bool = True) -> nn.Module:
-        """A new model, trained from scratch on what was kept and on the good captions.
+        """A new model, trained from scratch on the captions that were kept and on the clean ones.
 
-        For comparison (the paper's ablation): captions of one source alone, or all of them, good or bad.
+        The paper's ablation compares it with captions of one source alone, and with all of them unfiltered.
         """
         texts: dict[int, list[str]] = {}
         for line in self.table():
             wanted = line["source"] in sources and (line["kept"] or not filtered)
             if wanted and line["caption"] and line["caption"] not in texts.setdefault(line["row"], []):
                 texts[line["row"]].append(line["caption"])
-        whole = filtered and len(sources) == 2
-        name = "final" if whole else "-".join(["final", *sources, *([] if filtered else ["unfiltered"])])
-        return self._trained(name, PRETRAIN, self._mixed(texts), self.pretrain)
+        name = "final"
+        if not filtered or len(sources) < 2:
+            name = "-".join([name, *sources, *([] if filtered else ["unfiltered"])])
+        return self._train(name, PRETRAIN, Recaptioned(self.noisy, texts, self.clean), self.pretrain)
 
-    def _web(self) -> dict[int, list[str]]:
-        return {row: self.noisy.captions(row) for row in range(len(self.noisy))}
+    def scores(self, lines: Sequence[Mapping[str, Any]], scorer: Scorer) -> list[float]:
+        """What a scorer makes of captions with the filter: `lines` as in `table`, in the order of their rows."""
+        found: list[float] = []
+        with evaluating(self.filter()) as model:
+            for rows in self._chunks():
+                some = [line for line in lines if line["row"] in rows]
+                if some:
+                    text = tokenize_for(model, self.tokenizer, [line["caption"] for line in some])
+                    image_rows = torch.tensor([line["row"] - rows[0] for line in some], device=device_of(model))
+                    found += scorer(model, self._images(model, rows), image_rows, text).float().tolist()
+        return found
 
-    def _mixed(self, texts: Mapping[int, Sequence[str]]) -> Recaptioned:
-        return Recaptioned(self.noisy, texts, self.clean)
+    # ------------------------------------------------------------------------------------------------------------ work
 
-    def _trained(
+    def _train(
         self,
         name: str,
         losses: tuple[str, ...],
         dataset: Any,
         settings: Settings,
-        start: Callable[[], nn.Module] | None = None,
+        init_from: Callable[[], nn.Module] | None = None,
     ) -> nn.Module:
-        """The model of this stage: read from the folder, or trained and kept there."""
+        """The model of this stage: read from its folder, or trained and saved there."""
         path = self.folder / name / "model.safetensors"
-        first = None if start is None or path.exists() else weights(start())
-        torch.manual_seed(self.seed)  # whatever ran before, or did not run again
+        initial = None if init_from is None or path.exists() else weights(init_from())
+        torch.manual_seed(self.seed)  # the stages before may have drawn, or have been read
         model = self.build(losses)
         if path.exists():
             set_weights(model, load_tensors(path)[0], str(path))
-            return model.to(self.more.get("device") or best_device()).eval()
-        if first is not None:
-            set_weights(model, first, "the pre-trained model")
-        false = losses == FILTER and hasattr(dataset, "wrong_caption")  # scenes can also say what is nearly right
-        size, longest = model.config.image.image_size, model.config.text.context_length
-        more = dict(seed=self.seed, max_tokens=longest, wrong_captions=false)
-        loader = Loader(dataset, self.tokenizer, self.batch_size, size, **more)
-        history = fit(model, loader.batch, settings, run_dir=path.parent, **self.more)
+            return model.to(self.fit_options.get("device") or best_device()).eval()
+        if initial is not None:
+            set_weights(model, initial, "the pre-trained model")
+        loader = Loader(
+            dataset,
+            self.tokenizer,
+            self.batch_size,
+            model.config.image.image_size,
+            seed=self.seed,
+            max_tokens=model.config.text.context_length,
+            negative_captions=losses == FILTER and hasattr(dataset, "negative_caption"),  # scenes can make them
+            image_tokens=token_cache(model, dataset, self.cache_dir) if reads_frozen_tower(model) else None,
+        )
+        identity = run_identity(dataset, self.tokenizer, self.seed)
+        history = fit(model, loader.batch, settings, run_dir=path.parent, identity=identity, **self.fit_options)
         if history.interrupted:
-            raise KeyboardInterrupt(f"{name} was stopped; run again to go on")
+            raise KeyboardInterrupt(f"{name} was stopped; run it again to resume")
         save_model(model, path)
         return model
 
-    def _write(self) -> list[dict[str, Any]]:
+    def _generate(self) -> list[Line]:
         model, lines = self.captioner(), []
-        draw = torch.Generator(_device(model)).manual_seed(self.seed)
+        generator = torch.Generator(device_of(model)).manual_seed(self.seed)
         for rows in self._chunks():
-            ids = model.generate(self._images(model, rows), generator=draw, **self.writing)
+            ids = model.generate(self._images(model, rows), decoding=self.decoding, generator=generator)
             texts = self.tokenizer.batch_decode(ids.tolist(), skip_special_tokens=True)
             lines += [{"row": row, "caption": text.strip()} for row, text in zip(rows, texts, strict=True)]
         return lines
 
-    def _judge(self) -> list[dict[str, Any]]:
+    def _score(self) -> list[Line]:
         synthetic = self.synthetic()
         lines = [
             {"row": row, "source": source, "caption": text}
@@ -167,70 +215,22 @@ class CapFilt:
             for source, texts in (("web", self.noisy.captions(row)), ("synthetic", [synthetic[row]]))
             for text in texts
         ]
-        verdicts = []
-        for line, score in zip(lines, self.scores(lines, self.judge), strict=True):
+        scored = []
+        for line, score in zip(lines, self.scores(lines, self.scorer), strict=True):
             kept = score >= self.threshold and bool(line["caption"])
-            verdicts.append({**line, "score": round(score, 6), "kept": kept})
-        return verdicts
+            scored.append({**line, "score": round(score, 6), "kept": kept})
+        return scored
 
-    def scores(self, lines: Sequence[Mapping[str, Any]], judge: Callable[..., Tensor]) -> list[float]:
-        """What a judge, with the filter, makes of captions: `lines` as in `table`, in the order of their rows."""
-        model, found = self.filter(), []
-        longest = model.config.text.context_length
-        for rows in self._chunks():
-            some = [line for line in lines if line["row"] in rows]
-            if not some:
-                continue
-            ids, mask = encode(self.tokenizer, [line["caption"] for line in some], longest)
-            which = torch.tensor([line["row"] - rows[0] for line in some])
-            asked = (x.to(_device(model)) for x in (which, ids, mask))
-            with torch.no_grad():
-                found += judge(model, self._images(model, rows), *asked).float().tolist()
-        return found
-
-    def _chunks(self, size: int = 200) -> list[range]:
-        """The rows of the noisy images, some at a time."""
-        rows = range(len(self.noisy))
-        return [rows[i : i + size] for i in range(0, len(rows), size)]
-
-    def _images(self, model: nn.Module, rows: Sequence[int]) -> Tensor:
-        return to_tensor(self.noisy.pixels(list(rows), model.config.image.image_size)).to(_device(model))
-
-    def _kept(self, name: str, make: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
-        """The lines of a file in the folder, made and written (whole or not at all) if they are not there."""
+    def _lines(self, name: str, make: Callable[[], list[Line]]) -> list[Line]:
+        """The lines of a file in the folder, which is made first where it is missing."""
         path = self.folder / name
         if not path.exists():
-            lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in make())
-            _write_whole(path, lines)
+            save_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in make()))
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
-    def _claim_folder(self) -> None:
-        """Note what this run is made with, or see that a run which is there was made with the same."""
-        own = {
-            "pretrain": dataclasses.asdict(self.pretrain),
-            "finetune": dataclasses.asdict(self.finetune),
-            "batch_size": self.batch_size,
-            "judge": f"{self.judge.__name__} >= {self.threshold}",
-            "writing": self.writing,
-            "seed": self.seed,
-            "data": [len(self.noisy), len(self.clean)],
-        }
-        path = self.folder / "settings.json"
-        if not path.exists():
-            _write_whole(path, json.dumps(own, indent=1))
-        there = json.loads(path.read_text(encoding="utf-8"))
-        if there != own:
-            other = ", ".join(name for name in own if there.get(name) != own[name])
-            raise CheckpointError(f"{self.folder} holds a run with other settings ({other}): choose another folder")
+    def _chunks(self) -> list[range]:
+        rows = range(len(self.noisy))
+        return [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
 
-
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Beside first, then renamed: a kill leaves no half."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".part")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
+    def _images(self, model: nn.Module, rows: Sequence[int]) -> Tensor:
+        return to_tensor(self.noisy.pixels(list(rows), model.config.image.image_size)).to(device_of(model))

@@ -1,7 +1,8 @@
-"""An image tower that has learnt from labels alone, as those of the papers have from ImageNet: no sentence, no phrase.
+"""Supervised pre-training of an image tower on labels alone, as ViT and DeiT are trained on ImageNet: no text.
 
-What ViT and DeiT are to BLIP and ALBEF, this tower is to experiments in which no part of a model may have read a clean
-caption before. A label says which thing a patch shows and in which colour, and which things are in the picture.
+Some experiments need an image tower, although no part of the model may have read a clean caption before (CapFilt). The
+labels say which object each patch shows and in which color, and which objects are in the image.
+Axes: B batch, P patches = rows * columns.
 """
 
 from __future__ import annotations
@@ -15,79 +16,84 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minivlp.data.batch import to_tensor
+from minivlp.data.batch import moved, to_tensor
 from minivlp.data.grammar import COLORS, OBJECTS, SHAPES
 from minivlp.data.scene import Scene
-from minivlp.layers.encoders import ImageConfig, ImageEncoder
+from minivlp.layers.embeddings import ImageConfig
+from minivlp.layers.towers import ImageEncoder
 
-NOUNS = {noun: number for number, noun in enumerate((*SHAPES, *OBJECTS), start=1)}  # 0: the ground
-PAINTS = {color: number for number, color in enumerate(COLORS, start=1)}  # 0: the ground, and things with many colours
+NOUN_IDS = {noun: number for number, noun in enumerate((*SHAPES, *OBJECTS), start=1)}  # 0 is the background
+COLOR_IDS = {color: number for number, color in enumerate(COLORS, start=1)}  # 0: background, and objects of many colors
 
 
 @dataclass(frozen=True)
-class LabelledConfig:
-    """The tower's size."""
+class LabeledConfig:
+    """The size of the tower."""
 
     image: ImageConfig
 
 
 @dataclass
-class Labelled:
-    """Pictures, and the number of the noun and of the colour that each patch shows."""
+class LabeledImages:
+    """Images, and for each patch the label of the object that it shows and of its color."""
 
     images: Tensor  # (B, 3, H, W) float, in [-1, 1]
-    nouns: Tensor  # (B, P) long
-    colors: Tensor  # (B, P) long
+    nouns: Tensor  # (B, P) long, of NOUN_IDS
+    colors: Tensor  # (B, P) long, of COLOR_IDS
 
-    def to(self, device: torch.device | str) -> Labelled:
-        return Labelled(*(x.to(device) for x in (self.images, self.nouns, self.colors)))
+    def to(self, device: torch.device | str) -> LabeledImages:
+        """The same batch on another device."""
+        return moved(self, device)
 
 
-class LabelledTower(nn.Module):
-    """An `ImageEncoder` as `image`, so that its checkpoint can start other models, and what it is asked."""
+class LabeledTower(nn.Module):
+    """An `ImageEncoder` as `image`, so that its checkpoint can initialize other models, and a classifier per label."""
 
-    Config = LabelledConfig
+    Config = LabeledConfig
 
-    def __init__(self, config: LabelledConfig) -> None:
+    def __init__(self, config: LabeledConfig) -> None:
         super().__init__()
         self.config, width = config, config.image.block.width
         self.image = ImageEncoder(config.image)
-        self.noun_head, self.color_head = nn.Linear(width, 1 + len(NOUNS)), nn.Linear(width, 1 + len(PAINTS))
-        self.there_head = nn.Linear(width, 1 + len(NOUNS))
+        self.noun_head = nn.Linear(width, 1 + len(NOUN_IDS))
+        self.color_head = nn.Linear(width, 1 + len(COLOR_IDS))
+        self.presence_head = nn.Linear(width, 1 + len(NOUN_IDS))
 
-    def losses(self, batch: Labelled) -> dict[str, Tensor]:
-        """Of each patch: which noun, which colour? Of the whole picture, by the class token: which nouns are there?"""
+    def losses(self, batch: LabeledImages) -> dict[str, Tensor]:
+        """Cross-entropies of each patch's `noun` and `color`, and `presence`: from the class token, which nouns are in
+        the image. The presence term is a mean over all nouns, most of which are absent, hence its weight."""
         tokens = self.image(batch.images)
         whole, patches = tokens[:, 0], tokens[:, 1:]
-        there = torch.zeros(len(whole), 1 + len(NOUNS), device=whole.device).scatter_(1, batch.nouns, 1.0)
+        present = torch.zeros(len(whole), 1 + len(NOUN_IDS), device=whole.device).scatter_(1, batch.nouns, 1.0)
+        presence = F.binary_cross_entropy_with_logits(self.presence_head(whole).float(), present)
         return {
             "noun": F.cross_entropy(self.noun_head(patches).flatten(0, 1).float(), batch.nouns.flatten()),
-            "colour": F.cross_entropy(self.color_head(patches).flatten(0, 1).float(), batch.colors.flatten()),
-            "there": F.binary_cross_entropy_with_logits(self.there_head(whole).float(), there) * len(NOUNS) / 4,
+            "color": F.cross_entropy(self.color_head(patches).flatten(0, 1).float(), batch.colors.flatten()),
+            "presence": presence * len(NOUN_IDS) / 4,
         }
 
 
-def labels_of(scene: Scene, grid: int) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of nouns and of colours by patch, row by row, (P,) each: a patch is the thing's whose box has its middle.
+def patch_labels(scene: Scene, grid: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Labels of nouns and of colors by patch, row by row, (P,) each, on a `grid` of (rows, columns).
 
-    Boxes of different things never meet.
+    A patch has the label of the object in whose box its center lies; boxes of different objects do not overlap.
     """
-    nouns, colors = np.zeros((2, grid, grid), dtype=np.int64)
-    middle = (np.arange(grid) + 0.5) * scene.side / grid
-    for thing in scene.things:
-        for left, top, right, bottom in thing.boxes:
-            inside = np.ix_((top <= middle) & (middle < bottom), (left <= middle) & (middle < right))
-            nouns[inside], colors[inside] = NOUNS[thing.noun], PAINTS.get(thing.color, 0)
+    nouns, colors = np.zeros((2, *grid), dtype=np.int64)
+    y, x = ((np.arange(count) + 0.5) * scene.side / count for count in grid)  # centers of rows and columns
+    for shown in scene.objects:
+        for left, top, right, bottom in shown.boxes:
+            inside = np.ix_((top <= y) & (y < bottom), (left <= x) & (x < right))
+            nouns[inside], colors[inside] = NOUN_IDS[shown.noun], COLOR_IDS.get(shown.color, 0)
     return nouns.ravel(), colors.ravel()
 
 
-def labelled_batches(scenes: Any, config: ImageConfig, batch_size: int, seed: int = 0) -> Callable[[int], Labelled]:
+def labeled_batches(scenes: Any, config: ImageConfig, batch_size: int, seed: int = 0) -> Callable[[int], LabeledImages]:
     """The batch of a training step, for `fit`; `scenes` are `Scenes`."""
 
-    def batch(step: int) -> Labelled:
+    def batch(step: int) -> LabeledImages:
         rows = np.random.default_rng((seed, step)).integers(len(scenes), size=batch_size)
-        found = [labels_of(scenes.scene(int(row)), config.grid) for row in rows]
+        found = [patch_labels(scenes.scene(int(row)), config.grid) for row in rows]
         nouns, colors = (torch.from_numpy(np.stack(part)) for part in zip(*found, strict=True))
-        return Labelled(to_tensor(scenes.pixels(rows, config.image_size)), nouns, colors)
+        return LabeledImages(to_tensor(scenes.pixels(rows, config.image_size)), nouns, colors)
 
     return batch

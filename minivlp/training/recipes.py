@@ -1,32 +1,41 @@
-"""What each model is trained with, by profile: one place for lessons, command line and experiments.
+"""How each paper's model is trained, by profile: one place for lessons, command line and experiments.
 
-The `gpu` numbers are sized on paper (compute and memory counted, nothing measured on a GPU): about ten minutes on one
-card of 20 TFLOP/s in use and 10 GB.
+Each dict holds the recipes `quick`, `laptop` and `gpu` of a paper; `minivlp.papers` names the dicts. The `gpu` numbers
+are estimates (compute and memory counted, nothing measured on a GPU): about ten minutes on one card that computes 20
+TFLOP/s and has 10 GB.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from minivlp.data.batch import Batch
 from minivlp.data.loading import Loader
 from minivlp.data.noise import NoisyCaptions
-from minivlp.models.xvlm import XVLM
-from minivlp.training.checkpoint import TOWERS, load_model, shipped, start_from
+from minivlp.data.text import SpecialTokens, content_free_ids
+from minivlp.models import xvlm
+from minivlp.training.cached import token_cache
+from minivlp.training.checkpoint import TOWERS, bundled, init_from, load_model
 from minivlp.training.loop import Settings
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Scenes to learn from, the batch, and how long. `preset` names the model's size, `size` is the pictures'.
+    """The model's size, what it is trained on, and for how long.
 
-    start: a shipped checkpoint whose towers the model begins with, as the papers begin with DeiT and BERT; None is from
-    scratch. start_parts: beginnings of the names that are taken from it. frozen: parts of the model that stay as they
-    are. noise: share of wrong captions. wrong_captions, regions_per_image, kinds: see `Loader`. pairs_between: every
-    other batch is one of image-caption pairs (X-VLM mixes both kinds of batch).
+    preset: name of a preset of the model's config that takes the vocabulary size. scenes, size, objects: number of
+    training scenes, side of their pictures in pixels, smallest and largest number of objects. batch_size, steps, lr:
+    see `Settings`. regions_per_image, kinds, negative_captions: see `Loader`. pairs_between: every other batch has
+    image-caption pairs instead of regions (X-VLM mixes both). noise: share of wrong captions (`NoisyCaptions`).
+    init_from: bundled checkpoint whose towers initialize the model, as DeiT and BERT do in the papers; None is random.
+    init_parts: prefixes of the parameter names that are taken from it. frozen: parts of the model that are not trained.
+    mask_rate: share of the tokens that masked language modeling predicts; None is the preset's. mask_content_only: it
+    never predicts words that say nothing about an image ("a", "of"). config: other fields of the model's config that
+    differ from the preset.
     """
 
     preset: str
@@ -38,89 +47,166 @@ class Recipe:
     lr: float = 2e-3
     regions_per_image: int = 0
     kinds: tuple[str, ...] | None = None
-    wrong_captions: bool = False
+    negative_captions: bool = False
     pairs_between: bool = False
     noise: float = 0.0
-    start: str | None = None
-    start_parts: tuple[str, ...] = TOWERS
+    init_from: str | None = None
+    init_parts: tuple[str, ...] = TOWERS
     frozen: tuple[str, ...] = ()
-    config: dict[str, Any] = field(default_factory=dict)  # what differs from the preset
+    mask_rate: float | None = None
+    mask_content_only: bool = False
+    config: dict[str, Any] = field(default_factory=dict)
 
-    def build(self, kind: type, vocabulary: int) -> Any:
-        """A model of this recipe's size, fresh but for the towers it starts from."""
-        model = kind(replace(getattr(kind.Config, self.preset)(vocabulary), **self.config))
-        whole = self.start_parts == TOWERS
-        if self.start and whole and hasattr(model, "start_from"):  # takes from the towers what it can use, and where
-            model.start_from(load_model(XVLM, shipped(self.start)))
-        elif self.start:
-            start_from(model, shipped(self.start), self.start_parts)
+    def build(self, model_class: type, tokenizer: Any) -> Any:
+        """A model of this recipe's size for this tokenizer; random, except for what `init_from` initializes.
+
+        Raises ValueError for a tokenizer without a special token that the model needs.
+        """
+        preset = getattr(model_class.Config, self.preset)(len(tokenizer))
+        model = model_class(self._with_masking(with_ids_of(tokenizer, replace(preset, **self.config)), tokenizer))
+        if self.init_from and self.init_parts == TOWERS and hasattr(model, "init_from"):
+            model.init_from(load_model(xvlm.XVLM, bundled(self.init_from)))  # the model knows where each part belongs
+        elif self.init_from:
+            init_from(model, bundled(self.init_from), self.init_parts)
         for part in self.frozen:
             getattr(model, part).requires_grad_(False)
         return model
 
-    def batches(self, dataset: Any, tokenizer: Any, seed: int = 0, max_tokens: int = 56) -> Callable[[int], Batch]:
-        """The batch of a training step, for `fit`; longer texts are cut to `max_tokens`."""
+    def _with_masking(self, config: Any, tokenizer: Any) -> Any:
+        """The config with this recipe's choice of masked tokens."""
+        changes: dict[str, Any] = {} if self.mask_rate is None else {"rate": self.mask_rate}
+        if self.mask_content_only:
+            never = {*config.masking.never_mask, *content_free_ids(tokenizer)}
+            changes["never_mask"] = tuple(sorted(never))
+        return replace(config, masking=replace(config.masking, **changes)) if changes else config
+
+    def for_folder(self) -> Recipe:
+        """The same recipe for real images, without what serves scenes only.
+
+        The bundled towers know only scenes, negative captions need a known truth, and longer captions than those of
+        scenes are masked as in the paper. Boxes of a folder may come without captions (COCO's categories), so
+        batches of image-caption pairs come between those of regions.
+        """
+        return replace(
+            self,
+            init_from=None,
+            frozen=(),
+            negative_captions=False,
+            pairs_between=self.regions_per_image > 0,
+            mask_rate=None,
+            mask_content_only=False,
+        )
+
+    def batches(
+        self, dataset: Any, tokenizer: Any, seed: int = 0, *, model: Any = None, cache_dir: Path | str | None = None
+    ) -> Callable[[int], Batch]:
+        """The batch of a training step, for `fit`.
+
+        model: the model that is to be trained. Images then have its size, and texts are cut to its context length. If
+        its image tower is frozen, the tower runs once per image, and batches hold its output in place of the images.
+        cache_dir: a folder for that output, which later runs then reuse; None keeps it in memory.
+        Raises ValueError where `Loader` and `token_cache` do.
+        """
         if self.noise:
             dataset = NoisyCaptions(dataset, self.noise, seed)
-        more = dict(seed=seed, max_tokens=max_tokens, wrong_captions=self.wrong_captions)
-        loader = partial(Loader, dataset, tokenizer, self.batch_size, self.size, **more)
+        options: dict[str, Any] = {"seed": seed, "negative_captions": self.negative_captions}
+        size = self.size
+        if model is not None:
+            size = model.config.image.image_size
+            options["max_tokens"] = model.config.text.context_length
+            if reads_frozen_tower(model):
+                options["image_tokens"] = token_cache(model, dataset, cache_dir)
+        loader = partial(Loader, dataset, tokenizer, self.batch_size, size, **options)
         regions = loader(regions_per_image=self.regions_per_image, kinds=self.kinds)
         if not self.pairs_between:
             return regions.batch
         pairs = loader()
         return lambda step: (pairs if step % 2 else regions).batch(step)
 
-    def settings(self, **changes) -> Settings:
+    def settings(self, **changes: Any) -> Settings:
         """Settings for `fit`; the warm-up is a sixth of a short run."""
         steps = changes.get("steps", self.steps)
         return Settings(**{"steps": steps, "lr": self.lr, "warmup": min(50, steps // 6), **changes})
 
 
-# X-VLM from scratch: where things are, first. In our prototype matching and masked words learnt nothing of relations in
-# minutes before the towers kept positions; they are for a second stage.
-WHERE = {"losses": ("itc", "box_l1", "box_giou")}
-# Fusion on the shared towers: the image tower knows where things are and stays as it is, which saves a third of a step.
-# More of the words are hidden than in the papers, since our captions are short, and only words that name something: the
-# special tokens and "a", "of", "there is", "a picture" are never asked.
-EMPTY = (0, 1, 2, 3, 4, 5, 6, 45, 376, 379, 443, 458, 465, 466, 497, 498, 500, 843, 848, 873, 876, 891, 1115, 1148)
-FUSE = {
-    "wrong_captions": True,
-    "start": "towers_nano",
-    "frozen": ("image",),
-    "config": {"mask_rate": 0.4, "never_mask": EMPTY},
+def with_ids_of(tokenizer: Any, config: Any) -> Any:
+    """A model's config with the special tokens of `tokenizer` in place of ours.
+
+    Which tokens these are stays the model's choice: where ALBEF's preset never masks [PAD] and [CLS], the result never
+    masks this tokenizer's [PAD] and [CLS]. A token that the tokenizer does not have need not be excluded.
+    Raises ValueError where the tokenizer lacks a token that the model uses.
+    """
+    ours, theirs = SpecialTokens(), SpecialTokens.of(tokenizer)
+    changes: dict[str, Any] = {}
+    absent: list[str] = []
+    if (masking := getattr(config, "masking", None)) is not None:
+        role_of = {token: role for role, token in asdict(ours).items()}
+        never = [getattr(theirs, role_of[token]) if token in role_of else token for token in masking.never_mask]
+        ids = tuple(token for token in never if token is not None)
+        changes["masking"] = replace(masking, mask_id=theirs.mask, never_mask=ids)
+        absent += [] if theirs.mask is not None else ["[MASK]"]
+    if hasattr(config, "tokens"):
+        changes["tokens"] = theirs
+        absent += [f"[{role.upper()}]" for role in ("pad", "sep", "dec", "enc") if getattr(theirs, role) is None]
+    if absent:
+        name = type(config).__name__.removesuffix("Config")
+        raise ValueError(f"{name} needs a tokenizer like BERT's: this one has no {', '.join(absent)}")
+    return replace(config, **changes) if changes else config
+
+
+def reads_frozen_tower(model: Any) -> bool:
+    """Whether all that the model reads of an image is the output of an image tower that is not trained.
+
+    X-VLM with `region_blocks` runs part of its tower once per region, so it needs the image.
+    """
+    tower = getattr(model, "image", None)
+    if tower is None or getattr(model.config, "region_blocks", 0):
+        return False
+    return not any(parameter.requires_grad for parameter in tower.parameters())
+
+
+quick = partial(Recipe, preset="nano", scenes=1500, size=64, objects=(1, 3))
+laptop = partial(Recipe, preset="nano", scenes=12_000, size=64, objects=(1, 3))
+gpu = partial(Recipe, preset="small", scenes=100_000, size=128, objects=(1, 3), steps=6000, lr=1e-3)
+
+# The towers that the nano models begin with have learned what things are and where.
+TOWERS_NANO: dict[str, Any] = {"negative_captions": True, "init_from": "towers_nano"}
+# Such an image tower can stay as it is: a step without its gradients takes two thirds of the time.
+FROZEN_TOWER: dict[str, Any] = {**TOWERS_NANO, "frozen": ("image",)}
+# Captions of scenes are short: more of their tokens are masked than in the papers, and only those that name something.
+SHORT_CAPTIONS: dict[str, Any] = {"mask_rate": 0.4, "mask_content_only": True}
+# X-VLM from scratch learns where things are first. In our prototype, matching and masked language modeling learned
+# nothing about relations in minutes unless the towers knew positions already; they are for a second stage.
+LOCALIZATION: dict[str, Any] = {"regions_per_image": 3, "config": {"losses": ("itc", "box_l1", "box_giou")}}
+
+CLIP = {
+    "quick": quick(batch_size=64, steps=60),
+    "laptop": laptop(batch_size=64, steps=500),
+    "gpu": gpu(batch_size=256),
 }
-# Only what was never trained learns here, and the captioner wants a higher rate: 2e-3 needs twice the steps.
-WRITE = {"wrong_captions": True, "start": "towers_nano", "frozen": ("image",)}
-ONE = {"wrong_captions": True, "start": "towers_nano", "config": {"mask_rate": 0.4, "never_mask": EMPTY}}
-RECIPES: dict[str, dict[str, Recipe]] = {
-    "clip": {
-        "quick": Recipe("nano", 1500, 64, (1, 3), 64, 60),
-        "laptop": Recipe("nano", 12000, 64, (1, 3), 64, 500),
-        "gpu": Recipe("small", 100_000, 128, (1, 3), 256, 6000, lr=1e-3),
-    },
-    "xvlm": {
-        "quick": Recipe("nano", 1500, 64, (1, 3), 48, 40, regions_per_image=3, config=WHERE),
-        "laptop": Recipe("nano", 12000, 64, (1, 3), 48, 500, regions_per_image=3, config=WHERE),
-        "gpu": Recipe("small", 100_000, 128, (1, 3), 192, 6000, lr=1e-3, regions_per_image=4, config=WHERE),
-    },
-    "albef": {
-        "quick": Recipe("nano", 1500, 64, (1, 3), 48, 20, **FUSE),
-        "laptop": Recipe("nano", 12000, 64, (1, 3), 48, 700, **FUSE),
-        "gpu": Recipe("small", 100_000, 128, (1, 3), 192, 6000, lr=1e-3, wrong_captions=True),
-    },
-    "vilt": {
-        "quick": Recipe("nano", 1500, 64, (1, 3), 32, 15, **ONE),
-        "laptop": Recipe("nano", 12000, 64, (1, 3), 48, 450, **ONE),
-        "gpu": Recipe("small", 100_000, 128, (1, 3), 128, 6000, lr=1e-3, wrong_captions=True),
-    },
-    "vlmo": {
-        "quick": Recipe("nano", 1500, 64, (1, 3), 32, 15, **ONE),
-        "laptop": Recipe("nano", 12000, 64, (1, 3), 32, 350, **ONE),
-        "gpu": Recipe("small", 100_000, 128, (1, 3), 128, 6000, lr=1e-3, wrong_captions=True),
-    },
-    "blip": {
-        "quick": Recipe("nano", 1500, 64, (1, 3), 48, 20, **WRITE),
-        "laptop": Recipe("nano", 12000, 64, (1, 3), 48, 650, lr=4e-3, **WRITE),
-        "gpu": Recipe("small", 100_000, 128, (1, 3), 192, 6000, lr=1e-3, wrong_captions=True),
-    },
+VILT = {
+    "quick": quick(batch_size=32, steps=15, **TOWERS_NANO, **SHORT_CAPTIONS),
+    "laptop": laptop(batch_size=48, steps=450, **TOWERS_NANO, **SHORT_CAPTIONS),
+    "gpu": gpu(batch_size=128, negative_captions=True),
+}
+ALBEF = {
+    "quick": quick(batch_size=48, steps=20, **FROZEN_TOWER, **SHORT_CAPTIONS),
+    "laptop": laptop(batch_size=48, steps=700, **FROZEN_TOWER, **SHORT_CAPTIONS),
+    "gpu": gpu(batch_size=192, negative_captions=True),
+}
+VLMO = {
+    "quick": quick(batch_size=32, steps=15, **TOWERS_NANO, **SHORT_CAPTIONS),
+    "laptop": laptop(batch_size=32, steps=350, **TOWERS_NANO, **SHORT_CAPTIONS),
+    "gpu": gpu(batch_size=128, negative_captions=True),
+}
+BLIP = {
+    "quick": quick(batch_size=48, steps=20, **FROZEN_TOWER),
+    # At the usual rate of 2e-3, captioning, which is learned from scratch, needs twice the steps.
+    "laptop": laptop(batch_size=48, steps=650, lr=4e-3, **FROZEN_TOWER),
+    "gpu": gpu(batch_size=192, negative_captions=True),
+}
+XVLM = {
+    "quick": quick(batch_size=48, steps=40, **LOCALIZATION),
+    "laptop": laptop(batch_size=48, steps=500, **LOCALIZATION),
+    "gpu": gpu(batch_size=192, **{**LOCALIZATION, "regions_per_image": 4}),
 }

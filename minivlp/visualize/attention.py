@@ -1,7 +1,7 @@
-"""Maps of attention: where a token looks, on the grid of patches. Whether they are right: `evaluation.grounding`.
+"""Attention maps: what a token attends to, on the grid of patches. `evaluation.grounding` measures how good they are.
 
-Every function takes the maps that `record_attention` hands out and reads the number of layers, heads, tokens and
-patches off their shapes. Axes: B batch, L text tokens, P patches, N tokens that look at each other, H heads, D width.
+The functions take the maps that `record_attention` yields and read the number of layers, heads, tokens and patches off
+their shapes. Axes: B batch, L text tokens, P patches, N tokens of one sequence, H heads, E joint-embedding width.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minivlp.asking import evaluating
+from minivlp.data.batch import Text
+from minivlp.inference import evaluating
 from minivlp.layers.attention import record_attention
 
 
@@ -22,13 +23,13 @@ def rollout(maps: Sequence[Tensor]) -> Tensor:
     """How much of each input token reaches each output token through all layers: (B, N, N), rows sum to one.
 
     `maps`: self-attention of one tower from the first layer to the last, (B, H, N, N) each. Heads are averaged; half of
-    every layer is the identity, since the residual passes a token on untouched. Source: Abnar and Zuidema 2020,
-    "Quantifying attention flow in transformers" (section 3).
+    every layer is the identity, which stands for the residual connection. Raises ValueError without maps, and for
+    cross-attention. Source: Abnar and Zuidema 2020, "Quantifying attention flow in transformers", section 3.
     """
     if not maps:
-        raise ValueError("No maps to roll out: run the model inside `with record_attention(model) as maps:`.")
+        raise ValueError("There are no maps: run the model inside `with record_attention(model) as maps:`.")
     if any(weights.shape[-1] != weights.shape[-2] for weights in maps):
-        raise ValueError("Roll-out follows self-attention only: a cross-attention's rows and columns differ.")
+        raise ValueError("Rollout needs self-attention: the rows and columns of these maps differ.")
     joint = torch.eye(maps[0].shape[-1], device=maps[0].device)
     for weights in maps:
         layer = weights.detach().float().mean(1)  # (B, N, N)
@@ -37,9 +38,9 @@ def rollout(maps: Sequence[Tensor]) -> Tensor:
 
 
 def cls_map(weights: Tensor) -> Tensor:
-    """What the class token looks at: (B, H, 1+P, 1+P), or (B, 1+P, 1+P) as `rollout` gives it -> (B, P), sums one.
+    """What the class token attends to: (B, H, 1+P, 1+P), or (B, 1+P, 1+P) as from `rollout` -> (B, P), rows sum to one.
 
-    Heads are averaged (pick one with `weights[:, [h]]`); the class token's look at itself is left out.
+    Heads are averaged (pick one with `weights[:, [h]]`); the class token's attention to itself is left out.
     """
     rows = weights.detach().float()
     rows = rows.mean(1) if rows.dim() == 4 else rows  # (B, 1+P, 1+P)
@@ -48,13 +49,14 @@ def cls_map(weights: Tensor) -> Tensor:
 
 
 def grad_cam(model: nn.Module, score: Callable[[], Tensor], names: Sequence[str]) -> dict[str, Tensor]:
-    """Attention that speaks for a score: weights times the positive part of the score's gradient, averaged over heads.
+    """Grad-CAM of attention maps: weights times the positive part of the score's gradient, averaged over heads.
 
-    `score` runs the model and returns one number per row, such as `lambda: model.match(images, ids, mask)`. `names`:
-    which maps, as `record_attention` names them (`fusion.1.cross`). Returns (B, L, K) by name; values are not negative
-    and have no fixed sum. Sources: Selvaraju et al. 2017 (Grad-CAM); Li et al. 2021 (ALBEF, section 6.2) for attention.
+    `score` runs the model and returns one number per row, such as `lambda: model.match(images, text)`. `names`: which
+    maps, as `record_attention` names them (`fusion.1.cross`). Returns (B, L, K) by name; values are not negative and
+    have no fixed sum. The model runs in evaluation mode. Sources: Selvaraju et al. 2017 (Grad-CAM); Li et al. 2021
+    (ALBEF, section 6.2), who apply it to attention.
 
-    Raises KeyError for a name that is not there, ValueError for a map that the score does not depend on.
+    Raises KeyError for an unknown name, ValueError for a map that the score does not depend on.
     """
     training = model.training
     model.eval()
@@ -65,25 +67,25 @@ def grad_cam(model: nn.Module, score: Callable[[], Tensor], names: Sequence[str]
         model.train(training)
     for name in names:
         if name not in maps:
-            raise KeyError(f"No attention map {name!r}; this pass left {', '.join(maps) or 'none'}.")
+            raise KeyError(f"No attention map {name!r}; this forward pass has {', '.join(maps) or 'none'}.")
         if not maps[name].requires_grad:
-            raise ValueError(f"{name} carries no gradient: call without torch.no_grad, with weights that require one.")
-    slopes = torch.autograd.grad(total, [maps[name] for name in names], allow_unused=True)
-    for name, slope in zip(names, slopes, strict=True):
-        if slope is None:
-            raise ValueError(f"The score does not depend on {name}: look at a map that lies on its way.")
+            raise ValueError(f"{name} has no gradient: call without torch.no_grad, with weights that require one.")
+    gradients = torch.autograd.grad(total, [maps[name] for name in names], allow_unused=True)
+    for name, gradient in zip(names, gradients, strict=True):
+        if gradient is None:
+            raise ValueError(f"The score does not depend on {name}: choose a map that it is computed from.")
     return {
-        name: (maps[name] * slope.clamp(min=0)).mean(1).detach().float()
-        for name, slope in zip(names, slopes, strict=True)
+        name: (maps[name] * gradient.clamp(min=0)).mean(1).detach().float()
+        for name, gradient in zip(names, gradients, strict=True)
     }
 
 
 def word_patch_attention(maps: Mapping[str, Tensor], length: int) -> dict[str, Tensor]:
-    """How much each of `length` text tokens looks at each patch: (B, H, L, P) by name, from first layer to last.
+    """How much each of `length` text tokens attends to each patch: (B, H, L, P) by name, from first layer to last.
 
-    `maps` is what `record_attention` filled: either cross-attention (`fusion.1.cross`, (B, H, L, 1+P)), or attention of
-    one stream in which words stand before the image's class token and patches (`joint.1.self`, (B, H, L+1+P, L+1+P)).
-    The class token is left out, so rows sum to less than one. Empty where words and patches never meet.
+    `maps` is what `record_attention` yields: either cross-attention (`fusion.1.cross`, (B, H, L, 1+P)), or the
+    self-attention of one sequence with the text first (`joint.1.self`, (B, H, L+1+P, L+1+P)). The image's class token
+    is left out, so rows sum to less than one. Empty for a dual encoder, whose text never attends to patches.
     """
 
     def layers(ending: str) -> list[str]:
@@ -95,36 +97,74 @@ def word_patch_attention(maps: Mapping[str, Tensor], length: int) -> dict[str, T
     return {name: maps[name][:, :, :length, length + 1 :] for name in layers("self") if name.startswith("joint.")}
 
 
-def writing_attention(model: nn.Module, images: Tensor, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """Where a decoder looks at the moment it writes each token of a text: (B, H, L, P) by layer, first to last.
+def joint_map(weights: Tensor, text_length: int) -> Tensor:
+    """What the text attends to in the image, (B, L, P), cut out of a map over the whole joint sequence, text first.
 
-    The text (ids, mask (B, L)) is given, not written anew (teacher forcing). Token t is read off what stands at t - 1,
-    which has seen the words up to there: row t holds that look, and row 0, which nobody writes, is zero. The image's
-    class token is left out, so rows sum to less than one. Needs `caption_logprob`, which BLIP has.
+    weights: (B, N, N) as `rollout` or `grad_cam` return it, or one layer's (B, H, N, N), whose heads are averaged. What
+    goes to other text tokens and to the class token is left out, so rows sum to less than one.
+    """
+    rows = weights.detach().float()
+    rows = rows.mean(dim=1) if rows.dim() == 4 else rows  # (B, N, N)
+    return rows[:, :text_length, text_length + 1 :]
+
+
+def decoder_attention(model: nn.Module, images: Tensor, text: Text) -> dict[str, Tensor]:
+    """What a decoder attends to when it predicts each token of a given text: (B, H, L, P) by layer, first to last.
+
+    The texts (B, L) are given, not generated ("teacher forcing"). Token t is predicted at position t - 1, which has
+    read the tokens up to there. Row t of the result is that position's attention, so that it belongs to token t; row 0
+    is zero, because the first token is not predicted. The image's class token is left out, so rows sum to less than
+    one. Needs `caption_logprob`.
     """
     with evaluating(model), record_attention(model) as maps:
-        model.caption_logprob(images, ids, mask)
-    looks = word_patch_attention(maps, ids.shape[1])
-    return {name: F.pad(weights[:, :, :-1], (0, 0, 1, 0)) for name, weights in looks.items()}
+        model.caption_logprob(images, text)
+    weights = word_patch_attention(maps, text.length)
+    return {name: F.pad(layer[:, :, :-1], (0, 0, 1, 0)) for name, layer in weights.items()}
 
 
-def word_patch_similarity(model: nn.Module, images: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-    """Cosine of every word with every patch in the joint space: images (B, 3, H, W), ids, mask (B, L) -> (B, L, P).
+def word_patch_similarity(model: nn.Module, images: Tensor, text: Text) -> Tensor:
+    """Cosine of every text token with every patch in the joint space: (B, L, P); zero where the text is padding.
 
-    Needs `project_image` and `project_text`, the maps into the joint space. A dual encoder is trained on the class
-    token and on the last word alone: its patches and other words were never asked to agree, so expect a rough picture.
-    Words that are padding get zeros. Source of the idea: Yao et al. 2022 (FILIP, section 3.2), which trains for it.
+    Needs `itc_head`, `encode_image` and `encode_text`. The contrastive loss trains the class token and one token of the
+    text only, so the map of a dual encoder is rough; FILIP (Yao et al. 2022, section 3.2) trains all tokens.
+    Raises TypeError for a model without `itc_head`.
     """
-    if not (hasattr(model, "project_image") and hasattr(model, "project_text")):
-        raise TypeError(f"{type(model).__name__} has no joint space for words and patches: use its cross-attention.")
-    with torch.no_grad():
-        patches = F.normalize(model.project_image(model.encode_image(images)[:, 1:]), dim=-1)  # (B, P, E)
-        words = F.normalize(model.project_text(model.encode_text(ids, mask)), dim=-1)  # (B, L, E)
-        return (words @ patches.transpose(1, 2) * mask[..., None]).float()  # (B, L, P)
+    if not hasattr(model, "itc_head"):
+        raise TypeError(f"{type(model).__name__} has no joint space for text and patches: use its cross-attention.")
+    with evaluating(model):
+        head = model.itc_head
+        patches = F.normalize(head.project_image(model.encode_image(images)[:, 1:]).float(), dim=-1)  # (B, P, E)
+        tokens = F.normalize(head.project_text(model.encode_text(text)).float(), dim=-1)  # (B, L, E)
+        return tokens @ patches.transpose(1, 2) * text.mask[..., None]  # (B, L, P)
+
+
+def expert_map(model: nn.Module, run: Callable[[], object]) -> list[list[str]]:
+    """Which expert of a VLMo handled which token while `run()` ran: one row per layer, one name per token.
+
+    For instance `expert_map(model, lambda: model.match(images, text))`. Of several forward passes the last one counts.
+    """
+    table: list[list[str]] = [[] for _ in model.joint.blocks]
+    hooks = []
+    for row, block in zip(table, model.joint.blocks, strict=True):
+        hooks.append(block.register_forward_pre_hook(lambda *_, row=row: row.clear()))
+        for name, expert in block.experts.items():
+            note = lambda _, inputs, __, row=row, name=name: row.extend([name] * inputs[0].shape[1])  # noqa: E731
+            hooks.append(expert.register_forward_hook(note))
+    try:
+        # while maps are recorded, the last block computes all tokens, not only those that are read
+        with torch.no_grad(), record_attention(model):
+            run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return table
 
 
 def to_grid(weights: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
-    """Weights over patches (…, P) as a picture (…, rows, columns). `grid` is (rows, columns); a square if not given."""
+    """Weights over patches (..., P) as a picture (..., rows, columns). `grid` is (rows, columns); None is a square.
+
+    Raises ValueError where the number of patches does not fit the grid.
+    """
     patches = weights.shape[-1]
     rows, columns = grid or (math.isqrt(patches), math.isqrt(patches))
     if rows * columns != patches:

@@ -1,4 +1,4 @@
-"""A page with living widgets for readers who have no kernel and perhaps no network: one HTML file that holds it all."""
+"""Widgets in one HTML file that needs neither a kernel nor a network."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ body {{ background: #fff; color: #1c1e21; }}
 
 
 def save_page(widgets: Sequence[Widget], path: Path | str, title: str = "minivlp") -> Path:
-    """Write one self-contained HTML file in which the widgets are alive without a kernel and without a network.
+    """Write one self-contained HTML file in which the widgets work without a kernel and without a network.
 
-    What needs the kernel (a phrase that was not asked before, free text) is not there; the widgets say so.
+    What needs the kernel (a phrase that was not asked before, free text) is missing; the widgets say so.
     """
     path = Path(path)
     state = {widget.model_id: stored(widget) for widget in widgets}
     text = PAGE.format(
         title=html.escape(title),
-        places="\n".join(map(place, widgets)),
+        places="\n".join(map(placeholder, widgets)),
         state=json.dumps(state).replace("</", "<\\/"),  # no caption can close the script element
         loader=(STATIC / "page.js").read_text(encoding="utf-8"),
     )
@@ -69,8 +69,8 @@ def stored(widget: Widget) -> dict[str, Any]:
     }
 
 
-def place(widget: Widget) -> str:
-    """Where a widget will stand, with its picture until it does."""
+def placeholder(widget: Widget) -> str:
+    """The place of a widget, with its still picture until the script has run."""
     picture = base64.b64encode(widget.to_png()).decode("ascii")
     still = f'<img alt="{html.escape(repr(widget))}" src="data:image/png;base64,{picture}">'
     return f'<div class="live-widget" data-model="{widget.model_id}">{still}</div>'

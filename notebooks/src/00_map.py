@@ -19,11 +19,11 @@ import random
 
 import matplotlib.pyplot as plt
 
-from minivlp import machine
+from minivlp import device
 from minivlp.data.folders import Photos
 from minivlp.data.noise import NoisyCaptions
 from minivlp.data.scenes import Scenes
-from minivlp.data.text import encode, load_tokenizer, words
+from minivlp.data.text import group_words, load_tokenizer, tokenize
 from minivlp.lessons import world as exercise
 from minivlp.visualize import drawing
 
@@ -32,7 +32,7 @@ from minivlp.visualize import drawing
 # A laptop is enough. If a line below says that something is missing, it also says what to do.
 
 # %% tags=["nbval-ignore-output"]
-print(machine.report())
+print(device.report())
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Three parts, and where the work is done
@@ -56,7 +56,7 @@ drawing.taxonomy()
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## The world
 # Web pictures come with captions that nobody has checked. So we draw our own world, and know the truth of every picture:
-# what is in it, where, in which colour, and what would be false to say.
+# what is in it, where, in which color, and what would be false to say.
 
 # %%
 scenes = Scenes(2000, split="train", seed=0)
@@ -66,7 +66,7 @@ drawing.show_scenes([scenes[row] for row in range(8)])
 # From one scene comes all that a lesson may need, in English and in Chinese, true by construction.
 
 # %% tags=["nbval-check-output"]
-row = next(r for r in range(100) if len(scenes.scene(r).things) == 2 and scenes.scene(r).things[0].color)
+row = next(r for r in range(100) if len(scenes.scene(r).objects) == 2 and scenes.scene(r).objects[0].color)
 scene = scenes.scene(row)
 print("captions:")
 for caption in scene.captions() + scene.captions("zh")[:1]:
@@ -122,8 +122,8 @@ drawing.show_scenes([noisy[r] for r in wrong], columns=3)
 # %% tags=["nbval-check-output"]
 tokenizer = load_tokenizer()
 for text in ("a red heart left of a dog", "a flabbergasted wombat", "一只狗在一个红色爱心的左边"):
-    ids, mask = encode(tokenizer, [text], max_tokens=56)
-    print(f"{int(mask.sum()):3} tokens:", " | ".join(word for word, _ in words(tokenizer, ids[0])))
+    tokens = tokenize(tokenizer, [text], max_tokens=56)
+    print(f"{int(tokens.mask.sum()):3} tokens:", " | ".join(word for word, _ in group_words(tokenizer, tokens.ids[0])))
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Real photographs
@@ -153,7 +153,7 @@ exercise.check_box(my_box)
 
 # %% [markdown]
 # ## 2 · Left of *(easy, 10 minutes)*
-# When is one box left of another? In our world a relation is said only if nobody could argue: the centres must differ at
+# When is one box left of another? In our world a relation is said only if nobody could argue: the centers must differ at
 # least 1.25 times as much from left to right as from top to bottom (for above and below, the other way round).
 # *Hint:* y grows downwards.
 

@@ -18,7 +18,7 @@
 # And the same the other way round.
 #
 # In this lesson you will write that question as a loss, watch a model learn it in two to three minutes, and then find
-# what it has **not** learnt, which is where the next lessons begin.
+# what it has **not** learned, which is where the next lessons begin.
 
 # %% tags=["setup"] slideshow={"slide_type": "skip"}
 import random
@@ -31,7 +31,8 @@ from minivlp.data.batch import to_tensor
 from minivlp.data.folders import Photos
 from minivlp.data.loading import Loader
 from minivlp.data.scenes import Scenes
-from minivlp.data.text import encode, load_tokenizer
+from minivlp.data.text import load_tokenizer, tokenize
+from minivlp.device import profile
 from minivlp.evaluation.grounding import attention_in_box, pointing_game
 from minivlp.evaluation.matching import counterfactual
 from minivlp.evaluation.records import by_variant
@@ -39,16 +40,15 @@ from minivlp.evaluation.retrieval import retrieval, zero_shot
 from minivlp.evaluation.score import Scores, spread
 from minivlp.layers.attention import record_attention
 from minivlp.lessons import clip as exercise
-from minivlp.machine import profile
 from minivlp.models.clip import CLIP, CLIPConfig
-from minivlp.objectives.contrastive import contrastive_loss
-from minivlp.training.checkpoint import load_model, shipped
+from minivlp.objectives.contrastive import contrastive_loss, cosine_logits
+from minivlp.papers import paper
+from minivlp.training.checkpoint import bundled, load_model
 from minivlp.training.loop import fit, overfit_one_batch
-from minivlp.training.recipes import RECIPES
 from minivlp.visualize import attention, drawing
 from minivlp.visualize.widgets import LiveCurves, RetrievalBrowser
 
-recipe = RECIPES["clip"][profile()]
+recipe = paper("clip").recipe(profile())
 tokenizer = load_tokenizer()
 seeded = torch.manual_seed(0)
 
@@ -63,17 +63,17 @@ drawing.show_scenes([scenes[row] for row in four])
 
 # %% [markdown] slideshow={"slide_type": "subslide"}
 # Each tower turns its input into a vector of length one. The dot product of two such vectors is a cosine: 1 where they
-# point the same way, 0 where they stand at right angles and have nothing in common. A model that has learnt lights up
+# point the same way, 0 where they stand at right angles and have nothing in common. A model that has learned lights up
 # the diagonal; one that has not sees no difference. Here is the trained model that comes with minivlp; below it, both in a word.
 
 # %%
 fresh = CLIP(CLIPConfig.nano(len(tokenizer))).eval()
-trained = load_model(CLIP, shipped("clip_nano"))
+trained = load_model(CLIP, bundled("clip_nano"))
 images = to_tensor(scenes.pixels(four, 64))
 captions = [scenes.captions(row)[0] for row in four]
-ids, mask = encode(tokenizer, captions, max_tokens=56)
+text = tokenize(tokenizer, captions, max_tokens=56)
 with torch.no_grad():
-    tables = {name: m.embed_images(images) @ m.embed_texts(ids, mask).T for name, m in
+    tables = {name: m.embed_images(images) @ m.embed_texts(text).T for name, m in
               {"fresh": fresh, "trained": trained}.items()}
 drawing.similarity_matrix(tables["trained"].numpy(), captions, [scenes[row].image for row in four])
 
@@ -92,7 +92,7 @@ for name, table in tables.items():
 
 # %% tags=["nbval-check-output"]
 with torch.no_grad():
-    pictures, texts = trained.embed_images(images), trained.embed_texts(ids, mask)
+    pictures, texts = trained.embed_images(images), trained.embed_texts(text)
 temperature = 0.07
 by_hand = 0.0
 for i in range(4):
@@ -103,10 +103,10 @@ by_hand = by_hand / (2 * 4)
 print(f"small: {bool(by_hand < 0.5)}; a blind guess among four would cost ln 4 = {torch.log(torch.tensor(4.0)):.2f}")
 
 # %% [markdown]
-# The library's version does the same with one matrix product. They had better agree:
+# The library's version does the same with one matrix product. Check that both agree:
 
 # %% tags=["check", "nbval-check-output"]
-library = contrastive_loss(pictures, texts, torch.tensor(1 / temperature))
+library = contrastive_loss(cosine_logits(pictures, texts, 1 / temperature))
 assert torch.isclose(by_hand, library, atol=1e-5)
 print("the loop and the library agree")
 
@@ -118,21 +118,21 @@ print("the loop and the library agree")
 #
 # | field of the config | published | nano | why |
 # |---|---|---|---|
-# | `two_step_patches` | one projection per patch | two small ones | learnt faster in the prototype |
+# | `two_step_patches` | one projection per patch | two small ones | learned faster in the prototype |
 # | `sincos_positions` | learned | fixed sine waves | nothing to learn before they say where |
 # | `activation` | QuickGELU | ReLU | keeps one large tensor less on a CPU |
 # | `word_std`, `position_std` | .02, .01 | .5, .2 | a stronger start; never tested on its own |
 # | `diagonal_only` | yes | no | says what is meant; here the loss is the same (exercise 4) |
 #
-# The optimiser is another one too: Muon for the matrices inside the blocks, AdamW for the rest (`docs/recipe.md`).
+# The optimizer is another one too: Muon for the matrices inside the blocks, AdamW for the rest (`docs/recipe.md`).
 
 # %% tags=["nbval-check-output"]
-model = recipe.build(CLIP, len(tokenizer))
+model = recipe.build(CLIP, tokenizer)
 count = {part: sum(p.numel() for p in getattr(model, part).parameters()) for part in ("image", "text")}
 print({part: f"{n / 1e6:.2f} M" for part, n in count.items()})
 
 # %% [markdown] slideshow={"slide_type": "slide"}
-# ## First, one batch by heart
+# ## First, overfit one batch
 # Before a long run, always try a short one that must succeed: the same sixteen pairs again and again. If the loss does
 # not fall towards nothing, there is a bug, and no amount of data will mend it.
 
@@ -141,11 +141,11 @@ loader = Loader(scenes, tokenizer, recipe.batch_size, recipe.size, seed=0)
 one_batch = Loader(scenes, tokenizer, 16, recipe.size, seed=0).batch(0)
 losses = overfit_one_batch(CLIP(CLIPConfig.nano(len(tokenizer))), one_batch, steps=40)
 assert losses[-1] < 0.3 and 2.5 < losses[0] < 3.5
-print("learnt by heart: from about ln 16 = 2.77, a blind guess, to nearly nothing")
+print("overfit: from about ln 16 = 2.77, a blind guess, to nearly nothing")
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Now train
-# Watch the curve. The stop button of the notebook ends training whenever you like, and what was learnt stays.
+# Watch the curve. The stop button of the notebook ends training whenever you like, and what was learned stays.
 #
 # *Profile `laptop` takes two to three minutes on two cores; `quick`, in which the notebook in the repository was run, only
 # shows the first steps. Set `MINIVLP_PROFILE` before you start Jupyter to choose.*
@@ -165,12 +165,12 @@ assert end < 0.9 * start
 print("the loss has fallen clearly")
 
 # %% [markdown] slideshow={"slide_type": "slide"}
-# ## What has it learnt?
+# ## What has it learned?
 # **Retrieval.** Five hundred new captions, five hundred new pictures, none of them in training. For each caption, where
 # does its picture stand among the five hundred (text to image)? And for each picture its caption (image to text)? `R@1`:
 # first; `R@5`: among the first five. The column `chance` is what a blind guess gets.
 #
-# The model below is the one you have just trained. Only in profile `quick` it is the shipped one: the same model, trained
+# The model below is the one you have just trained. Only in profile `quick` it is the bundled one: the same model, trained
 # for longer and on more scenes.
 
 # %% tags=["nbval-ignore-output"]
@@ -189,7 +189,7 @@ rows = [5, 17, 29, 41]
 gallery = list(range(48))
 with torch.no_grad():
     seen = model.embed_images(to_tensor(test.pixels(gallery, size)))
-    asked = model.embed_texts(*encode(tokenizer, [test.captions(row)[0] for row in rows], 56))
+    asked = model.embed_texts(tokenize(tokenizer, [test.captions(row)[0] for row in rows], 56))
 drawing.retrieval_grid(
     [test.captions(row)[0] for row in rows], [test[row].image for row in gallery], (seen @ asked.T).numpy(), rows
 )
@@ -199,12 +199,12 @@ drawing.retrieval_grid(
 
 # %% tags=["nbval-ignore-output"]
 with torch.no_grad():
-    all_texts = model.embed_texts(*encode(tokenizer, [test.captions(row)[0] for row in gallery], 56))
+    all_texts = model.embed_texts(tokenize(tokenizer, [test.captions(row)[0] for row in gallery], 56))
 
 
 def score_text(text):
     with torch.no_grad():
-        return (seen @ model.embed_texts(*encode(tokenizer, [text], 56)).T)[:, 0].tolist()
+        return (seen @ model.embed_texts(tokenize(tokenizer, [text], 56)).T)[:, 0].tolist()
 
 
 RetrievalBrowser(
@@ -222,14 +222,14 @@ RetrievalBrowser(
 
 # %% tags=["nbval-ignore-output"]
 single = Scenes(400, split="all", seed=11, size=recipe.size, objects=(1, 1))
-names = sorted({scene.things[0].noun for scene in map(single.scene, range(len(single)))})
+names = sorted({scene.objects[0].noun for scene in map(single.scene, range(len(single)))})
 zero_shot(model, single, tokenizer, names, prompts=("a {}", "there is a {}", "a picture of a {}"))
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Where does it look?
-# The class token gathers what the vector is made of. Which patches does it gather from? *Roll-out* follows the attention
+# The class token gathers what the vector is made of. Which patches does it gather from? *Rollout* follows the attention
 # through all layers. Bright is where the weight is; the dashed boxes are the things that the caption names. The model is the
-# shipped one, which has trained longer.
+# bundled one, which has trained longer.
 
 # %%
 look = [2, 9, 0, 5]
@@ -238,7 +238,7 @@ with torch.no_grad(), record_attention(trained) as maps:
 layers = [maps[f"image.{n}.self"] for n in range(trained.config.image.layers)]
 rolled = attention.to_grid(attention.cls_map(attention.rollout(layers)))
 last = attention.to_grid(attention.cls_map(layers[-1]))
-drawing.attention_grid([test[row] for row in look], {"roll-out": rolled, "last layer": last})
+drawing.attention_grid([test[row] for row in look], {"rollout": rolled, "last layer": last})
 
 # %% [markdown]
 # A picture can flatter. So here is the number: the share of attention that falls inside the boxes of the things, beside
@@ -255,7 +255,7 @@ layers = [maps[f"image.{n}.self"] for n in range(trained.config.image.layers)]
 rolled, last = (attention.to_grid(attention.cls_map(x)) for x in (attention.rollout(layers), layers[-1]))
 inside = Scores(
     {
-        "roll-out: share inside": attention_in_box(rolled, boxes),
+        "rollout: share inside": attention_in_box(rolled, boxes),
         "last layer: share inside": attention_in_box(last, boxes),
         "last layer: strongest patch inside": pointing_game(last, boxes),
     }
@@ -300,31 +300,31 @@ if profile() != "quick":
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## What CLIP cannot do
-# Now the sharper test. For each picture we take its true caption and change **one fact**: another object, another colour
+# Now the sharper test. For each picture we take its true caption and change **one fact**: another object, another color
 # or size, the relation turned round ("left of" becomes "right of"), the two things swapped, another count. Which of the
-# two captions does the model prefer? A coin gets .5.
+# two captions does the model prefer? Chance is .5.
 
 # %%
 drawing.bars_with_spread(
     {"CLIP nano": by_variant("clip_seeds")["CLIP nano"]},
-    [f"counterfactual: {kind}" for kind in ("object", "colour", "size", "count", "relation", "swap")],
+    [f"counterfactual: {kind}" for kind in ("object", "color", "size", "count", "relation", "swap")],
 )
 
 # %% tags=["check", "nbval-check-output"]
 kinds = counterfactual(model, test, tokenizer)
 assert kinds["object"].value > 0.75 and max(kinds["relation"].value, kinds["swap"].value) < 0.65
-print("it names things well, and is close to a coin on who stands where")
+print("it names things well, and is close to chance on who stands where")
 
 # %% [markdown]
 # Here is the same thing on a single picture.
 
 # %%
-row = next(r for r in range(len(test)) if len(test.scene(r).things) == 2)
+row = next(r for r in range(len(test)) if len(test.scene(r).objects) == 2)
 scene = test.scene(row)
 true, swapped = scene.captions()[0], scene.counterfactuals(random.Random(0))["swap"]
 with torch.no_grad():
     vector = model.embed_images(to_tensor(test.pixels([row], size)))
-    pair = (vector @ model.embed_texts(*encode(tokenizer, [true, swapped], 56)).T)[0]
+    pair = (vector @ model.embed_texts(tokenize(tokenizer, [true, swapped], 56)).T)[0]
 drawing.similarity_matrix(pair[None].numpy(), [true, swapped], [test[row].image])
 
 # %% [markdown]
@@ -338,7 +338,7 @@ drawing.similarity_matrix(pair[None].numpy(), [true, swapped], [test[row].image]
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## The same code on real photographs
 # Twelve open photographs come along. Only the dataset changes. A model that has seen only drawn scenes knows little about
-# them, so here we let a small model learn these twelve by heart, to see that the door is open; for a real start, point
+# them, so here we overfit a small model on these twelve, to see that the code runs on them; for a real start, point
 # the same line at a folder of yours (`docs/your_own_data.md`).
 
 # %% tags=["check", "nbval-check-output"]
@@ -440,7 +440,7 @@ exercise.check_targets(my_targets)
 # | zero-shot | ImageNet 63.2 % for ViT-B/32 *(as we remember it; check the paper)* | the scores above |
 # | temperature | learned, clamped | a good start matters; learning it made no difference in 150 steps |
 # | batch | one huge size *(as we remember it)* | the smaller the better, at 9,600 pairs and one learning rate |
-# | relations | not in the paper; later work found bags of words *(Yuksekgonul et al. 2023)* | close to a coin, over three seeds |
+# | relations | not in the paper; later work found bags of words *(Yuksekgonul et al. 2023)* | close to chance, over three seeds |
 #
 # **Next** *(to come)*: X-VLM learns *where*, with boxes; then the fusion models take up the question of order.
 

@@ -11,12 +11,12 @@
 # # 03 · ALBEF: align before fuse
 #
 # **The question.** Lesson 01 ended at a wall: CLIP cannot tell *a dog left of a cup* from *a cup left of a dog*, since
-# picture and text meet only once, as two vectors. So let the words look at the patches. But then everything must be learnt
+# picture and text meet only once, as two vectors. So let the words look at the patches. But then everything must be learned
 # at once: what words mean, what patches show, and how the two relate. Where to begin?
 #
 # ALBEF (Li et al. 2021) says: **align before you fuse**. First pull the two towers into one space, as CLIP does; then let
-# the words look. And it adds two ideas: learn from wrong pairs that are *almost* right, and learn from a slow copy of
-# yourself, which is not fooled by every wrong caption.
+# the words look. And it adds two ideas: learn from negatives that are *almost* right, and learn from a slow copy of
+# the model, which is not fooled by every wrong caption.
 #
 # You will train such a model in two to three minutes, see it pass the test that CLIP failed, see where its words look,
 # and then check each of the three ideas: what does it bring *here*?
@@ -33,7 +33,8 @@ from torchvision.ops import masks_to_boxes
 from minivlp.data.batch import to_tensor
 from minivlp.data.loading import Loader
 from minivlp.data.scenes import Scenes
-from minivlp.data.text import encode, load_tokenizer, words
+from minivlp.data.text import group_words, load_tokenizer, tokenize
+from minivlp.device import profile
 from minivlp.evaluation.cost import cost
 from minivlp.evaluation.grounding import attention_in_box, iou, pointing_game
 from minivlp.evaluation.matching import counterfactual, masked_words
@@ -42,20 +43,20 @@ from minivlp.evaluation.retrieval import reranked, retrieval
 from minivlp.evaluation.score import Scores, bootstrap
 from minivlp.layers.attention import record_attention
 from minivlp.lessons import albef as exercise
-from minivlp.machine import profile
 from minivlp.models.albef import ALBEF
 from minivlp.models.clip import CLIP
 from minivlp.models.xvlm import XVLM
 from minivlp.objectives.boxes import from_corners
-from minivlp.objectives.contrastive import same_group
-from minivlp.objectives.matching import hard_negatives, negative_weights
-from minivlp.training.checkpoint import load_model, shipped
+from minivlp.objectives.contrastive import find_positives
+from minivlp.objectives.matching import hard_negatives, sampling_weights
+from minivlp.objectives.momentum import MomentumConfig
+from minivlp.papers import paper
+from minivlp.training.checkpoint import bundled, load_model
 from minivlp.training.loop import fit, overfit_one_batch
-from minivlp.training.recipes import RECIPES
 from minivlp.visualize import attention, drawing
 from minivlp.visualize.widgets import AttentionViewer, LiveCurves
 
-recipe = RECIPES["albef"][profile()]
+recipe = paper("albef").recipe(profile())
 tokenizer = load_tokenizer()
 seeded = torch.manual_seed(0)
 
@@ -65,15 +66,15 @@ seeded = torch.manual_seed(0)
 # prefers the true one. CLIP compares vectors; ALBEF's words have looked at the patches.
 
 # %%
-clip, trained = load_model(CLIP, shipped("clip_nano")), load_model(ALBEF, shipped("albef_nano"))
+clip, trained = load_model(CLIP, bundled("clip_nano")), load_model(ALBEF, bundled("albef_nano"))
 test = Scenes(1500, split="test", seed=7)
-row = next(r for r in range(40, len(test)) if len(test.scene(r).things) == 2 and not test.scene(r).ground.texture)
+row = next(r for r in range(40, len(test)) if len(test.scene(r).objects) == 2 and not test.scene(r).background.texture)
 scene, picture = test.scene(row), to_tensor(test.pixels([row], 64))
 true, swapped = scene.captions()[0], scene.counterfactuals(np.random.default_rng(0))["swap"]
-both = encode(tokenizer, [true, swapped], 56)
+both = tokenize(tokenizer, [true, swapped], 56)
 with torch.no_grad():
-    by_clip = clip.similarity(picture, *both)[0].softmax(dim=0)  # which of the two?
-    by_albef = trained.match(picture.expand(2, -1, -1, -1), *both)  # does it fit?
+    by_clip = clip.similarity(picture, both)[0].softmax(dim=0)  # which of the two?
+    by_albef = trained.match(picture.expand(2, -1, -1, -1), both)  # does it fit?
 with drawing.style():
     figure, axes = plt.subplots(1, 3, figsize=(9, 2.6), layout="constrained", width_ratios=[1, 1.6, 1.6])
     axes[0].imshow(test[row].image), axes[0].axis("off")
@@ -92,44 +93,44 @@ with drawing.style():
 # picture ─► image tower ─► all patches ──┬─► vector ─┐
 #                                         │           ├─► ITC: align. Who belongs to whom? (lesson 01's loss)
 # text ────► text tower ──► all words ────┼─► vector ─┘                │
-#                                   │     │                            ▼ says which wrong pairs are almost right
+#                                   │     │                            ▼ says which negatives are almost right
 #                                   └─────┴─► fusion ──► ITM: does this pair match?
-#                                                    └─► MLM: which word is hidden?
+#                                                    └─► MLM: which word is masked?
 # ```
 #
 # In the **fusion** layers each word asks the patches (cross-attention). Two questions are asked of the result. *Matching*
-# (ITM): do this picture and this text belong together, yes or no? *Masked words* (MLM): a word is hidden; which one was it?
+# (ITM): do this picture and this text belong together, yes or no? *Masked words* (MLM): a word is masked; which one was it?
 # Neither can be answered without looking, if the question is good. And that is the point of the next idea.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
-# ## Wrong pairs that are almost right
-# A yes/no question is only as good as its wrong pairs. Beside a picture of a heart and a dog, the caption "three cats" is
+# ## Negatives that are almost right
+# A yes/no question is only as good as its negatives. Beside a picture of a heart and a dog, the caption "three cats" is
 # refuted at a glance; "a dog above a heart" has to be *read*. ALBEF looks for such captions in the batch, and it knows
 # where to look: the contrastive loss has just computed how alike every picture and every caption are. So it draws the
-# wrong caption of each picture in proportion to the softmax of the likeness.
+# negative caption of each picture in proportion to the softmax of the similarities.
 #
 # One trap, into which many implementations have fallen: if two rows of a batch show the **same picture**, the other's
 # caption is not wrong! By hand, for four rows of which the first two show one picture:
 
 # %% tags=["nbval-check-output"]
-likeness = torch.tensor([[9.0, 8.5, 6.0, 1.0], [8.5, 9.0, 6.0, 1.0], [5.0, 6.0, 9.0, 2.0], [1.0, 1.0, 3.0, 9.0]])
+logits = torch.tensor([[9.0, 8.5, 6.0, 1.0], [8.5, 9.0, 6.0, 1.0], [5.0, 6.0, 9.0, 2.0], [1.0, 1.0, 3.0, 9.0]])
 image_ids = torch.tensor([4, 4, 7, 9])
 by_hand = torch.zeros(4, 4)
 for i in range(4):
-    total = sum(torch.exp(likeness[i, j]) for j in range(4))
+    total = sum(torch.exp(logits[i, j]) for j in range(4))
     for j in range(4):
         if image_ids[i] != image_ids[j]:  # neither the own caption, nor another one of the same picture
-            by_hand[i, j] = torch.exp(likeness[i, j]) / total
+            by_hand[i, j] = torch.exp(logits[i, j]) / total
 print(by_hand.div(by_hand.sum(dim=1, keepdim=True)).mul(100).round().int())  # in percent: which text is drawn for each image
 
 # %% [markdown]
 # The library does it for all rows at once, and agrees:
 
 # %% tags=["check", "nbval-check-output"]
-together = same_group(image_ids)
-assert torch.allclose(negative_weights(likeness, together, floor=0.0), by_hand, atol=1e-6)
-drawn = torch.stack([hard_negatives(likeness, together).text for _ in range(200)])
-assert all(not together[i, j] for row in drawn.tolist() for i, j in enumerate(row))
+positives = find_positives(image_ids)
+assert torch.allclose(sampling_weights(logits, positives), by_hand, atol=1e-6)
+drawn = torch.stack([hard_negatives(logits, positives).text for _ in range(200)])
+assert all(not positives[i, j] for row in drawn.tolist() for i, j in enumerate(row))
 print("the loop and the library agree; in 200 draws never a caption of the same picture")
 
 # %% [markdown]
@@ -139,9 +140,9 @@ print("the loop and the library agree; in 200 draws never a caption of the same 
 loader = Loader(Scenes(2000, split="validation", seed=5), tokenizer, 64, 64, seed=2)
 batch = loader.batch(0)
 with torch.no_grad():
-    near = trained.similarity(batch.images, batch.ids, batch.mask)
-hardest = negative_weights(near, same_group(batch.image_ids, batch.ids, batch.mask)).argmax(dim=1)
-said = tokenizer.batch_decode([i[m] for i, m in zip(batch.ids, batch.mask, strict=True)], skip_special_tokens=True)
+    similarities = trained.similarity(batch.images, batch.text)
+hardest = sampling_weights(similarities, find_positives(batch.image_ids, batch.text)).argmax(dim=1)
+said = tokenizer.batch_decode(batch.text.ids, skip_special_tokens=True)
 many = [i for i in range(64) if "left" in said[i] or "above" in said[i]][:6]
 with drawing.style():
     figure, axes = plt.subplots(2, 3, figsize=(9, 5.8), layout="constrained")
@@ -155,13 +156,13 @@ with drawing.style():
 # Mostly one thing in common, seldom two. With sixty-four random scenes in a batch, hardly ever do two hold the same things
 # in another order, so even the hardest caption of the batch rarely asks *who stands where*. The paper's batches are
 # 512 pairs of real photographs. Ours need help, and *Change one thing* will show how much: the recipe adds to each
-# picture one false caption made by rule, one fact changed, told like the true one. (That is not ALBEF's idea but
+# picture one negative caption made by rule, one fact changed, worded like the true one. (That is not ALBEF's idea but
 # NegCLIP's, Yuksekgonul et al. 2023.)
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## The model
 # `minivlp/models/albef.py` holds what only ALBEF does; what it shares with X-VLM (towers, fusion, heads) stands in
-# `fused.py`. The paper begins with an image tower trained on ImageNet (DeiT) and with BERT; ours begins with the **shared
+# `aligned.py` and `fusion_encoder.py`. The paper begins with an image tower trained on ImageNet (DeiT) and with BERT; ours begins with the **shared
 # towers**, trained on scenes with boxes (`checkpoints/towers_nano.md`). That matters: lesson 06 shows that a tower
 # trained as CLIP forgets where things are, and nobody can learn *left of* from a tower that does not know it.
 #
@@ -169,24 +170,24 @@ with drawing.style():
 # |---|---|---|---|
 # | layers: image, text, fusion | 12, 6, 6 | 3, 2, 2 | minutes on a laptop |
 # | image tower | learns along | frozen | saves a third of a step |
-# | wrong pairs | hard ones of the batch | the same, and one false caption each | see above |
+# | negatives | hard ones of the batch | the same, and one negative caption each | see above |
 # | `mask_rate` | .15 | .3, words that name something | short captions |
-# | `momentum` | .995, queue of 65,536 | none | see *Learning from oneself* |
+# | `momentum` | .995, queue of 65,536 | None | see *Learning from oneself* |
 
 # %% tags=["nbval-check-output"]
-model = recipe.build(ALBEF, len(tokenizer))
-parts = ("image", "text", "fusion", "match_head", "word_head")
+model = recipe.build(ALBEF, tokenizer)
+parts = ("image", "text", "fusion", "match_head", "mlm_head")
 print({part: f"{sum(p.numel() for p in getattr(model, part).parameters()) / 1e6:.2f} M" for part in parts})
 
 # %% [markdown] slideshow={"slide_type": "slide"}
-# ## First, one batch by heart
+# ## First, overfit one batch
 
 # %% tags=["check", "nbval-check-output"]
 train_scenes = Scenes(recipe.scenes, split="train", seed=0, size=recipe.size, objects=recipe.objects)
 few = replace(recipe, batch_size=8).batches(train_scenes, tokenizer)(0)
-losses = overfit_one_batch(recipe.build(ALBEF, len(tokenizer)), few, steps=40)
+losses = overfit_one_batch(recipe.build(ALBEF, tokenizer), few, steps=40)
 assert losses[-1] < 0.35 * losses[0]
-print("learnt by heart: the sum of the three losses is far below where it began")
+print("overfit: the sum of the three losses is far below where it began")
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Now train
@@ -210,23 +211,23 @@ print("masked words: the loss is falling")
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## The test that CLIP failed
-# For each picture its true caption against one with a single fact changed. A coin gets .5. CLIP's bars are those of
+# For each picture its true caption against one with a single fact changed. Chance is .5. CLIP's bars are those of
 # lesson 01, ALBEF's three seeds are trained as above (`python tools/experiments.py albef_seeds`); same test scenes.
 
 # %%
-kinds = [f"counterfactual: {kind}" for kind in ("object", "colour", "size", "count", "relation", "swap")]
+kinds = [f"counterfactual: {kind}" for kind in ("object", "color", "size", "count", "relation", "swap")]
 drawing.bars_with_spread(
     {"CLIP nano": by_variant("clip_seeds")["CLIP nano"], "ALBEF nano": by_variant("albef_seeds")["ALBEF nano"]}, kinds
 )
 
 # %% tags=["check", "nbval-check-output"]
-model = trained if profile() == "quick" else model.cpu()  # in profile quick: the shipped one, trained for longer
+model = trained if profile() == "quick" else model.cpu()  # in profile quick: the bundled one, trained for longer
 found = counterfactual(model, Scenes(400, split="test", seed=7), tokenizer)
 assert found["mean"].value > 0.8 and min(found["relation"].value, found["swap"].value) > 0.75
-print("who stands where: no longer a coin")
+print("who stands where: no longer at chance")
 
 # %% [markdown] slideshow={"slide_type": "subslide"}
-# **Masked words.** One content word of each caption is hidden. With the right picture, a wrong one, and none (a grey one):
+# **Masked words.** One content word of each caption is masked. With the right picture, a wrong one, and none (a gray one):
 # what is right without the picture was guessed from the sentence.
 
 # %% tags=["nbval-ignore-output"]
@@ -263,20 +264,21 @@ def maps_of(scenes):
     rows, boxes = [r for r, _ in asked], torch.tensor([region.box for _, region in asked])
     captions = [scenes.captions(r)[0] for r in rows]
     nouns = [region.phrase.split()[-1] for _, region in asked]
-    images, (ids, mask) = to_tensor(scenes.pixels(rows, 64)), encode(tokenizer, captions, 56)
-    where = torch.tensor([next(p[-1] for w, p in words(tokenizer, t) if w == noun) for t, noun in zip(ids, nouns, strict=True)])
+    images, text = to_tensor(scenes.pixels(rows, 64)), tokenize(tokenizer, captions, 56)
+    named = zip(text.ids, nouns, strict=True)
+    where = torch.tensor([next(p[-1] for w, p in group_words(tokenizer, ids) if w == noun) for ids, noun in named])
     names = [f"fusion.{layer}.cross" for layer in range(model.config.fusion_layers)]
-    with torch.no_grad(), record_attention(model) as looks:
-        model.match(images, ids, mask)
+    with torch.no_grad(), record_attention(model) as weights:
+        model.match(images, text)
     every = torch.arange(len(rows))
     found = {}
     for name in names:
-        found[f"attention, {name}, mean of heads"] = looks[name].mean(dim=1)[every, where, 1:]
-        for head in range(looks[name].shape[1]):
-            found[f"attention, {name}, head {head}"] = looks[name][every, head, where, 1:]
+        found[f"attention, {name}, mean of heads"] = weights[name].mean(dim=1)[every, where, 1:]
+        for head in range(weights[name].shape[1]):
+            found[f"attention, {name}, head {head}"] = weights[name][every, head, where, 1:]
     speaks_for = {
-        "the match": lambda: model.match_logits(model.look(images, ids, mask))[:, 1],
-        "the word": lambda: model.fill(images, ids, mask)[every, where, ids[every, where]],
+        "the match": lambda: model.match_head(model.cross_encode(images, text))[:, 1],
+        "the word": lambda: model.mlm_logits(images, text)[every, where, text.ids[every, where]],
     }
     for what, score in speaks_for.items():
         cam = attention.grad_cam(model, score, names)
@@ -306,15 +308,15 @@ print("chosen on validation scenes, and it still points on test scenes")
 # A picture: the map of every word, by the best of them. Would you know the things without being told?
 
 # %%
-look_at = next(r for r in range(60, len(test)) if len(test.scene(r).things) == 3 and not test.scene(r).ground.texture)
+look_at = next(r for r in range(60, len(test)) if len(test.scene(r).objects) == 3 and not test.scene(r).background.texture)
 caption = test.captions(look_at)[0]
-image, (ids, mask) = to_tensor(test.pixels([look_at], 64)), encode(tokenizer, [caption], 56)
-with torch.no_grad(), record_attention(model) as looks:
-    model.match(image, ids, mask)
-heads = looks["fusion.0.cross"][0, :, :, 1:]  # (H, L, P): the first layer, without the class token
+image, text = to_tensor(test.pixels([look_at], 64)), tokenize(tokenizer, [caption], 56)
+with torch.no_grad(), record_attention(model) as weights:
+    model.match(image, text)
+heads = weights["fusion.0.cross"][0, :, :, 1:]  # (H, L, P): the first layer, without the class token
 heat = heads.mean(dim=0)
-heat = heat / heat.sum(dim=1, keepdim=True)  # of each word's look at the patches, where does it go?
-spoken = words(tokenizer, ids[0])
+heat = heat / heat.sum(dim=1, keepdim=True)  # of each word's attention to the patches, where does it go?
+spoken = group_words(tokenizer, text.ids[0])
 things = [region for region in test.regions(look_at) if region.kind in ("object", "phrase")]
 drawing.attention_figure(
     test[look_at].image,
@@ -343,9 +345,9 @@ def box_around(heat, share=0.4):
 
 
 phrases = [region.phrase for r in range(150) for region in test.regions(r) if region.kind == "object"]
-xvlm = load_model(XVLM, shipped("xvlm_nano"))
+xvlm = load_model(XVLM, bundled("xvlm_nano"))
 with torch.no_grad():
-    theirs = xvlm.ground(to_tensor(test.pixels(rows, 64)), *encode(tokenizer, phrases, 56))
+    theirs = xvlm.ground(to_tensor(test.pixels(rows, 64)), tokenize(tokenizer, phrases, 56))
 Scores({name: bootstrap((iou(found, boxes) >= 0.5).numpy(), 0.0, images=rows) for name, found in
         {"ALBEF, box around the map: Acc@0.5": box_around(maps[best["attention"]]), "X-VLM, its box: Acc@0.5": theirs}.items()})
 
@@ -353,7 +355,7 @@ Scores({name: bootstrap((iou(found, boxes) >= 0.5).numpy(), 0.0, images=rows) fo
 # ## Change one thing: what does each idea bring?
 # The paper's own table, in miniature: each row adds one idea to the row before. Everything but the image tower starts
 # from scratch here (else the towers would be aligned already, and ITC would have nothing to show), 400 steps, three seeds
-# (`python tools/experiments.py albef_ablation`). The last row leaves the teacher out and adds our false captions.
+# (`python tools/experiments.py albef_ablation`). The last row leaves the momentum model out and adds our negative captions.
 
 # %%
 ablation = by_variant("albef_ablation")
@@ -368,43 +370,44 @@ drawing.bars_with_spread({name: runs for name, runs in ablation.items() if name 
 # * **ITC** is what makes search possible: without it two vectors mean nothing to each other (R@1 near 0, hence not drawn),
 #   with it .78. For reading it changes little here, where the paper reports gains everywhere. Our frozen image tower
 #   already knows its things; alignment has less left to do.
-# * **Hard negatives** bring a little, and just where they ask: another object (.94 to .97) and R@1 by a point. Relations stay a
-#   coin, since no caption of the batch asks about them.
-# * **The teacher**, on ITC or on masked words too, brings nothing here and costs a few points of R@1. More on that below.
-# * **False captions** alone do not do it either: .50 to .56 on turned relations. 400 steps are few for words and fusion
-#   that start from nothing. The bars above (relations .92 to .93) had the same false captions *and* began with fusion layers
-#   that had learnt to find boxes.
+# * **Hard negatives** bring a little, and just where they ask: another object (.94 to .97) and R@1 by a point. Relations stay at
+#   chance, since no caption of the batch asks about them.
+# * **The momentum model**, on ITC or on masked words too, brings nothing here and costs a few points of R@1. More on that below.
+# * **Negative captions** alone do not do it either: .50 to .56 on turned relations. 400 steps are few for words and fusion
+#   that start from nothing. The bars above (relations .92 to .93) had the same negative captions *and* began with fusion layers
+#   that had learned to find boxes.
 #
 # *And with nothing to start from,* not even the image tower? Once, for 300 steps (`python tools/experiments.py
-# from_scratch`): R@1 .52, colours .97, things .75, relations .50, masked words .41. It learns, in the same order; it is
+# from_scratch`): R@1 .52, colors .97, things .75, relations .50, masked words .41. It learns, in the same order; it is
 # only far behind.
 #
-# So the order of the paper's ideas is right for search, and none of them teaches relations by itself: what the wrong
-# pairs never ask, matching never learns.
+# So the order of the paper's ideas is right for search, and none of them teaches relations by itself: what the
+# negatives never ask, matching never learns.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Learning from oneself
 # Captions from the web are often wrong, and even a true one is seldom the only good one: for "a small red [MASK]", *heart*
 # may be the truth while *shape* would be no error. Yet the loss says: *heart* is right, everything else is equally
-# wrong. **Momentum distillation** asks a second opinion. A **teacher**, the slow average of the model's own past weights,
-# says what *it* believes, and a share α of the target is that belief.
+# wrong. **Momentum distillation** asks a second opinion. A **momentum model**, the slow average of the model's own past
+# weights, makes its own prediction, and a share α of the target is that prediction.
 #
-# What does such a belief look like? (After training, teacher and student are nearly the same, so we ask the shipped
+# What does such a belief look like? (After training, both models are nearly the same, so we ask the bundled
 # model.) Above, a masked word; below, the captions of all pictures with two things, for one of them. We picked the two
 # cases in which the second choice is most believed. Orange is what the data says; all else counts as equally wrong.
 
 # %%
-pool = list({test.captions(r)[0]: r for r in range(400) if len(test.scene(r).things) == 2}.values())  # different captions
+pool = list({test.captions(r)[0]: r for r in range(400) if len(test.scene(r).objects) == 2}.values())  # different captions
 texts = [test.captions(r)[0] for r in pool]
-pictures, (ids, mask) = to_tensor(test.pixels(pool, 64)), encode(tokenizer, texts, 56)
-hidden = [words(tokenizer, text)[1] for text in ids]  # the second word of each
-asked = ids.clone()
-for i, (_, pieces) in enumerate(hidden):
-    asked[i, pieces] = tokenizer.mask_token_id
+pictures, text = to_tensor(test.pixels(pool, 64)), tokenize(tokenizer, texts, 56)
+second = [group_words(tokenizer, ids)[1] for ids in text.ids]  # the second word of each
+masked = text.ids.clone()
+for i, (_, pieces) in enumerate(second):
+    masked[i, pieces] = tokenizer.mask_token_id
 with torch.no_grad():
-    places = torch.tensor([pieces[0] for _, pieces in hidden])
-    word = trained.fill(pictures, asked, mask)[torch.arange(len(pool)), places].softmax(dim=-1)  # (R, V)
-    other = trained.similarity(pictures, ids, mask).softmax(dim=1)  # (R, R): for each picture, all captions
+    places = torch.tensor([pieces[0] for _, pieces in second])
+    logits = trained.mlm_logits(pictures, text.with_ids(masked))  # (R, L, V)
+    word = logits[torch.arange(len(pool)), places].softmax(dim=-1)  # (R, V)
+    other = trained.similarity(pictures, text).softmax(dim=1)  # (R, R): for each picture, all captions
 unsure = [int(belief.topk(2).values[:, 1].argmax()) for belief in (word, other)]  # where the second choice has most
 
 with drawing.style():
@@ -413,7 +416,7 @@ with drawing.style():
         left.imshow(test[pool[i]].image), left.axis("off")
         top = belief[i].topk(4)
         labels = tokenizer.convert_ids_to_tokens(top.indices.tolist()) if is_word else [texts[j] for j in top.indices]
-        truth = hidden[i][0] if is_word else texts[i]
+        truth = second[i][0] if is_word else texts[i]
         right.barh(range(4), top.values, height=0.3, color=[drawing.VERMILION if x == truth else drawing.SKY for x in labels])
         for y, label in enumerate(labels):
             right.text(0, y - 0.2, label, va="bottom", fontsize=9)
@@ -423,17 +426,17 @@ with drawing.style():
 
 # %% [markdown] slideshow={"slide_type": "subslide"}
 # **Does it pay?** The claim is about noise. So we make noise, and know exactly which captions are wrong: at 0, 20, 40 and
-# 60 % of them, with and without a teacher, three seeds each (`python tools/experiments.py albef_noise`). The start is
-# kind to the teacher: trained towers, so that it knows something from the first step; and a momentum of .97, which looks
+# 60 % of them, with and without a momentum model, three seeds each (`python tools/experiments.py albef_noise`). The start is
+# kind to the momentum model: trained towers, so that it knows something from the first step; and a momentum of .97, which looks
 # back over 33 of the 150 steps (the paper's .995 would look back over 200).
 
 # %%
 noise = by_variant("albef_noise")
-measures = ["text to image R@1", "counterfactual: object", "counterfactual: colour"]
+measures = ["text to image R@1", "counterfactual: object", "counterfactual: color"]
 with drawing.style():
     figure, axes = plt.subplots(1, 3, figsize=(9, 2.9), layout="constrained")
     for ax, measure in zip(axes, measures, strict=True):
-        for name, color in (("alone", drawing.BLUE), ("with a teacher", drawing.VERMILION)):
+        for name, color in (("no momentum model", drawing.BLUE), ("momentum model", drawing.VERMILION)):
             values = np.array([[run[measure].value for run in noise[f"{level} noise, {name}"]] for level in ("0%", "20%", "40%", "60%")])
             ax.plot([0, 20, 40, 60], values.mean(axis=1), color=color, label=name)
             ax.fill_between([0, 20, 40, 60], values.min(axis=1), values.max(axis=1), color=color, alpha=0.2, lw=0)
@@ -442,23 +445,24 @@ with drawing.style():
     plt.show()
 
 # %% [markdown]
-# *What we see.* Noise hurts, as it should: every tenth of wrong captions costs some R@1. **And the teacher does not pay, at no
+# *What we see.* Noise hurts, as it should: every tenth of wrong captions costs some R@1. **And the momentum model does not pay, at no
 # level of noise.** It costs R@1 (.03 to .09), with noise more than without, and gains nothing beyond the spread in the other
-# two. Why? Our reading: in a short run the student moves fast, and a teacher that looks back says what was
-# believed some dozens of steps ago; and a queue of old vectors asks the student to agree with them. The paper's runs are
-# longer by a factor of thousands, its teacher hardly lags behind. (Even clean captions cost R@1 here: the towers
+# two. Why? Our reading: in a short run the model changes fast, and the momentum model predicts what was
+# believed some dozens of steps ago; and a queue of old vectors asks the model to agree with them. The paper's runs are
+# longer by a factor of thousands, its momentum model hardly lags behind. (Even clean captions cost R@1 here: the towers
 # started with .87. A few steps at the full learning rate first disturb what was known. Masked words had hardly begun.)
 #
-# What this does *not* show: that a teacher never pays. It shows that you should measure before you add one.
+# What this does *not* show: that a momentum model never pays. It shows that you should measure before you add one.
 
 # %% [markdown] slideshow={"slide_type": "subslide"}
 # *Your turn:* make one point of these figures yourself; about a minute.
 
 # %% tags=["nbval-ignore-output"]
 if profile() != "quick":
-    noisy = replace(recipe, noise=0.4, wrong_captions=False, steps=150, batch_size=32,
-                    config=recipe.config | {"momentum": 0.97, "alpha_steps": 50, "queue_size": 960})
-    mine = noisy.build(ALBEF, len(tokenizer))
+    momentum = MomentumConfig(momentum=0.97, alpha_steps=50, queue_size=960)
+    noisy = replace(recipe, noise=0.4, negative_captions=False, steps=150, batch_size=32,
+                    config=recipe.config | {"momentum": momentum})
+    mine = noisy.build(ALBEF, tokenizer)
     fit(mine, noisy.batches(train_scenes, tokenizer), noisy.settings())
     print(retrieval(mine, Scenes(1000, split="validation", seed=5), tokenizer)["text to image R@1"])
 
@@ -466,15 +470,15 @@ if profile() != "quick":
 # # Exercises
 # Each has a check that says which property failed. Solutions are in the executed notebook.
 #
-# ## 1 · The teacher's step *(easy, 10 minutes)*
-# Each weight of the teacher keeps a share `m` of itself and takes the rest from the student.
+# ## 1 · The momentum model's step *(easy, 10 minutes)*
+# Each weight of the momentum model keeps a share `m` of itself and takes the rest from the online model, the one in training.
 
 # %% tags=["exercise"]
-def my_average(teacher, student, m):
-    """teacher, student: lists of tensors. Returns the teacher's new weights, a list of tensors without gradient."""
+def my_average(momentum, online, m):
+    """momentum, online: lists of tensors. Returns the momentum model's new weights, a list of tensors without gradient."""
     ### BEGIN SOLUTION
     with torch.no_grad():
-        return [m * old + (1 - m) * new for old, new in zip(teacher, student, strict=True)]
+        return [m * old + (1 - m) * new for old, new in zip(momentum, online, strict=True)]
     ### END SOLUTION
 
 
@@ -483,8 +487,8 @@ exercise.check_average(my_average)
 
 # %% [markdown]
 # ## 2 · Hard negatives, without the trap *(medium, 20 minutes)*
-# How readily is each text drawn as a *wrong* one for each image? By the softmax of the image's row; but captions of the
-# same image are not wrong. (Many public implementations zero only the diagonal.)
+# With which weight is each text drawn as a *negative* of each image? The softmax of the image's row; but captions of the
+# same image are no negatives. (Many public implementations zero only the diagonal.)
 
 # %% tags=["exercise"]
 def my_weights(similarity, image_ids):
@@ -500,14 +504,14 @@ exercise.check_weights(my_weights)
 
 # %% [markdown]
 # ## 3 · A softened target *(medium, 15 minutes)*
-# A share `alpha` is what the teacher believes, the rest goes in equal parts to what is known to be right.
+# A share `alpha` is the momentum model's prediction, the rest is spread evenly over the positives.
 
 # %% tags=["exercise"]
-def my_targets(teacher_logits, positive, alpha):
-    """teacher_logits (B, K), positive (B, K) bool. Returns targets (B, K) whose rows sum to one."""
+def my_targets(momentum_logits, positives, alpha):
+    """momentum_logits (B, K), positives (B, K) bool. Returns targets (B, K) whose rows sum to one."""
     ### BEGIN SOLUTION
-    known = positive / positive.sum(dim=1, keepdim=True)
-    return alpha * teacher_logits.softmax(dim=1) + (1 - alpha) * known
+    known = positives / positives.sum(dim=1, keepdim=True)
+    return alpha * momentum_logits.softmax(dim=1) + (1 - alpha) * known
     ### END SOLUTION
 
 
@@ -516,7 +520,7 @@ exercise.check_soft_targets(my_targets)
 
 # %% [markdown]
 # ## 4 · The queue *(medium, 15 minutes)*
-# The teacher's vectors of past batches wait in a ring of `Q` slots. Write the new ones from the pointer on, round the end
+# The momentum model's vectors of past batches are kept in a ring of `Q` slots. Write the new ones from the pointer on, round the end
 # if need be, and return the next pointer.
 
 # %% tags=["exercise"]
@@ -543,9 +547,9 @@ exercise.check_queue(my_queue)
 # | size | 210 M parameters | 1.9 M |
 # | start | DeiT and BERT | towers trained on scenes with boxes |
 # | + ITC | retrieval (text / image) 94.0 / 88.6 to 96.6 / 91.7 | search from nothing to R@1 .78; reading unchanged |
-# | + hard negatives | 96.6 / 91.7 to 97.0 / 92.2 | other objects from .94 .. .95 to .96 .. .97; relations a coin |
+# | + hard negatives | 96.6 / 91.7 to 97.0 / 92.2 | other objects from .94 .. .95 to .96 .. .97; relations at chance |
 # | + momentum distillation | a few tenths more on each task | R@1 a few points less, with clean and with noisy captions |
-# | who stands where | not measured | solved with false captions and towers that know where |
+# | who stands where | not measured | solved with negative captions and towers that know where |
 # | boxes without boxes | Grad-CAM of the third fusion layer, good on RefCOCO+ | attention of the first; box fits in .66, X-VLM .99 |
 #
 # **Next:** VLMo asks whether one set of weights can be both: towers for search, and fusion for reading.

@@ -31,7 +31,8 @@ import torch
 
 from minivlp.data.batch import to_tensor
 from minivlp.data.scenes import Scenes
-from minivlp.data.text import encode, load_tokenizer, words
+from minivlp.data.text import group_words, load_tokenizer, tokenize
+from minivlp.device import profile
 from minivlp.evaluation.cost import cost
 from minivlp.evaluation.grounding import pointing_game
 from minivlp.evaluation.matching import counterfactual, masked_words
@@ -39,23 +40,21 @@ from minivlp.evaluation.records import by_variant
 from minivlp.evaluation.retrieval import reranked, retrieval
 from minivlp.evaluation.score import Scores
 from minivlp.layers.attention import record_attention
-from minivlp.layers.block import Block
+from minivlp.layers.transformer import Block
 from minivlp.lessons import vlmo as exercise
-from minivlp.machine import profile
 from minivlp.models.albef import ALBEF
 from minivlp.models.clip import CLIP
 from minivlp.models.vilt import ViLT
 from minivlp.models.vlmo import VLMo
-from minivlp.training.checkpoint import load_model, shipped
+from minivlp.papers import paper
+from minivlp.training.checkpoint import bundled, load_model
 from minivlp.training.loop import fit, overfit_one_batch
-from minivlp.training.recipes import RECIPES
 from minivlp.training.stages import (
     ImageStage,
     TextStage,
     component,
-    expert_map,
     freeze_for_text,
-    hide_squares,
+    mask_blocks,
     patch_pixels,
     trainable,
     unfreeze,
@@ -63,7 +62,7 @@ from minivlp.training.stages import (
 from minivlp.visualize import attention, drawing
 from minivlp.visualize.widgets import AttentionViewer, LiveCurves
 
-recipe = RECIPES["vlmo"][profile()]
+recipe = paper("vlmo").recipe(profile())
 tokenizer = load_tokenizer()
 seeded = torch.manual_seed(0)
 
@@ -71,7 +70,7 @@ seeded = torch.manual_seed(0)
 # ## Fast, or careful?
 # A thousand pictures and a thousand captions: what would it take to compare them all? Measured here on twenty of each,
 # and scaled up. Beside the seconds, how often each model tells a true caption from one with a single fact changed (the
-# lessons' three seeds; a coin gets .50).
+# lessons' three seeds; chance is .50).
 
 # %% tags=["nbval-ignore-output"]
 test = Scenes(1500, split="test", seed=7)
@@ -91,14 +90,14 @@ def costs(rows):
         seconds = [took.seconds_once, took.seconds_pairs, took.seconds_best(16)]
         if not hasattr(model, "match"):
             seconds[1:] = None, None  # vectors are all it has
-        told = ["–" if s is None else f"{s:.1f} s" if s < 100 else f"{s / 60:.0f} min" for s in seconds]
-        print(f"{name:<8}{count / 1e6:>10.1f} M{told[0]:>12}{told[1]:>12}{told[2]:>10}{right:>11.2f}")
+        shown = ["–" if s is None else f"{s:.1f} s" if s < 100 else f"{s / 60:.0f} min" for s in seconds]
+        print(f"{name:<8}{count / 1e6:>10.1f} M{shown[0]:>12}{shown[1]:>12}{shown[2]:>10}{right:>11.2f}")
 
 
 known = [
-    ("CLIP", load_model(CLIP, shipped("clip_nano")), one_fact("clip_seeds", "CLIP nano")),
-    ("ViLT", load_model(ViLT, shipped("vilt_nano")), one_fact("vilt_seeds", "ViLT nano")),
-    ("ALBEF", load_model(ALBEF, shipped("albef_nano")), one_fact("albef_seeds", "ALBEF nano")),
+    ("CLIP", load_model(CLIP, bundled("clip_nano")), one_fact("clip_seeds", "CLIP nano")),
+    ("ViLT", load_model(ViLT, bundled("vilt_nano")), one_fact("vilt_seeds", "ViLT nano")),
+    ("ALBEF", load_model(ALBEF, bundled("albef_nano")), one_fact("albef_seeds", "ALBEF nano")),
 ]
 costs(known)
 
@@ -114,13 +113,13 @@ costs(known)
 #                                           ┌─► text expert ──┐
 #     text  ──► words ────┐                 │                 │
 #                         ├─► attention, ───┼─► image expert ─┼──► next layer
-#     image ──► patches ──┘   one for all   │                 │
+#     image ──► patches ──┘   shared        │                 │
 #                                           └─► VL expert ────┘   (only in the top layers)
 #
 #     what comes in      lower layers           top layers      what it is good for
 #     an image           image expert           image expert    a vector to search with
 #     a text             text expert            text expert     a vector to search with
-#     both, text first   text | image expert    VL expert       match? · which word is hidden?
+#     both, text first   text | image expert    VL expert       match? · which word is masked?
 # ```
 #
 # A layer of a transformer has two parts. **Attention** moves information between tokens; the **feed-forward** part works
@@ -128,7 +127,7 @@ costs(known)
 # *means* is not. So attention is shared, and the feed-forward part exists several times: the **experts**.
 #
 # Large language models have experts too, but there a small network, the router, has to *learn* whom to send a token to.
-# Here nothing is to be learnt: a word goes to the text expert, because it is a word.
+# Here nothing is to be learned: a word goes to the text expert, because it is a word.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## By hand: who goes where
@@ -136,35 +135,35 @@ costs(known)
 # together; then we take each token by the hand and lead it to its expert.
 
 # %% tags=["nbval-check-output"]
-trained = load_model(VLMo, shipped("vlmo_nano"))
-four = [row for row in range(60) if len(test.scene(row).things) == 2][:4]
+trained = load_model(VLMo, bundled("vlmo_nano"))
+four = [row for row in range(60) if len(test.scene(row).objects) == 2][:4]
 captions = [test.captions(row)[0] for row in four]
-images, (ids, mask) = to_tensor(test.pixels(four, 64)), encode(tokenizer, captions, 56)
+images, text = to_tensor(test.pixels(four, 64)), tokenize(tokenizer, captions, 56)
 with torch.no_grad():
-    x = torch.cat([trained.text_input(ids), trained.image_input(images)], dim=1)  # (4, L+1+P, D)
-length, tokens = ids.shape[1], x.shape[1]
+    x = torch.cat([trained.joint.embed_text(text), trained.joint.embed_image(images)], dim=1)  # (4, L+1+P, D)
+length, tokens = text.length, x.shape[1]
 layer = trained.joint.blocks[0]
-may_look = trained.joint.looks(length, tokens - length, mask)(0)  # nobody looks at padding
+mask = trained.joint.masks(length, tokens - length, text.mask)  # (4, 1, 1, N): padding is not attended to
 
 with torch.no_grad():
-    looked = x + layer.self_attention(layer.self_norm(x), mask=may_look)  # all tokens together
-    by_hand, sent = looked.clone(), {"text": 0, "image": 0}
+    attended = x + layer.self_attention(layer.self_norm(x), mask=mask)  # all tokens together
+    by_hand, sent = attended.clone(), {"text": 0, "image": 0}
     for i in range(4):
         for n in range(tokens):
             name = "text" if n < length else "image"
             expert = layer.experts[name]
-            by_hand[i, n] = looked[i, n] + expert.feed_forward(expert.norm(looked[i, n]))
+            by_hand[i, n] = attended[i, n] + expert.feed_forward(expert.norm(attended[i, n]))
             sent[name] += 1
 print(f"{tokens} tokens in each of 4 pairs; sent to the text expert: {sent['text']}, to the image expert: {sent['image']}")
 
 # %% [markdown]
 # Note that each expert brings its own LayerNorm: the sizes of words and patches differ too. The library splits the row
-# of tokens once and runs each expert on its part. It had better agree:
+# of tokens once and runs each expert on its part. Check that both agree:
 
 # %% tags=["check", "nbval-check-output"]
 parts = (("text", length), ("image", tokens - length))
 with torch.no_grad():
-    assert torch.allclose(layer(x, parts, may_look), by_hand, atol=1e-5)
+    assert torch.allclose(layer(x, mask, parts=parts), by_hand, atol=1e-5)
 print("token by token and all at once: the same")
 
 # %% [markdown] slideshow={"slide_type": "subslide"}
@@ -181,14 +180,14 @@ plain.feed_forward.load_state_dict(layer.experts["text"].feed_forward.state_dict
 equal = deepcopy(layer)
 equal.experts["image"].load_state_dict(equal.experts["text"].state_dict())
 with torch.no_grad():
-    assert torch.allclose(equal(x, parts, may_look), plain(x, may_look), atol=1e-5)
-    assert not torch.allclose(layer(x, parts, may_look), plain(x, may_look), atol=1e-2)
+    assert torch.allclose(equal(x, mask, parts=parts), plain(x, mask), atol=1e-5)
+    assert not torch.allclose(layer(x, mask, parts=parts), plain(x, mask), atol=1e-2)
 print("equal experts: the plain block; the layer's own experts: something else")
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## The model
 # `minivlp/models/vlmo.py`. Three losses, all known from lesson 03: contrast of the two vectors (ITC), matching with
-# hard wrong pairs (ITM), masked words (MLM). One detail is VLMo's own. The contrast is computed twice: once with the
+# hard negatives (ITM), masked words (MLM). One detail is VLMo's own. The contrast is computed twice: once with the
 # experts of one modality up to the top (search uses this), and once with the VL expert in the top layers, so that the
 # VL expert has seen pictures and texts alone as well. The mean of both is the loss.
 #
@@ -196,17 +195,17 @@ print("equal experts: the plain block; the layer's own experts: something else")
 # |---|---|---|---|
 # | layers, width | 12, 768 | 4, 128 | minutes on a laptop |
 # | VL expert from layer | 10 (the top two) | 3 (the top one) | the same share |
-# | positions | relative, one table for all routes | absolute: sine waves, and learnt for words | as in all our nano models |
+# | positions | relative, one table for all routes | absolute: sine waves, and learned for words | as in all our nano models |
 # | LayerScale | .1 | none | in a short run it only delays |
 # | start | BEiT, trained on images alone | the shared towers' image layers and words | see below |
-# | wrong pairs for ITM | hard ones of all GPUs' batches | hard ones of the batch, and a false caption each | small batches |
+# | negatives for ITM | hard ones of all GPUs' batches | hard ones of the batch, and a negative caption each | small batches |
 # | weight of MLM | a quarter | a quarter | |
 # | `mask_rate` | .15 of the words | .4, of words that name something | short captions |
 #
-# (The false captions are not VLMo's idea but NegCLIP's, Yuksekgonul et al. 2023; lesson 03 shows why we need them.)
+# (The negative captions are not VLMo's idea but NegCLIP's, Yuksekgonul et al. 2023; lesson 03 shows why we need them.)
 
 # %% tags=["nbval-check-output"]
-model = recipe.build(VLMo, len(tokenizer))
+model = recipe.build(VLMo, tokenizer)
 for name, (_, count) in trainable(model).items():
     print(f"{name:<17} {count / 1e3:6.1f} thousand")
 
@@ -215,27 +214,27 @@ for name, (_, count) in trainable(model).items():
 # and not a multiplication more.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
-# ## First, one batch by heart
+# ## First, overfit one batch
 
 # %% tags=["check", "nbval-check-output"]
 scenes = Scenes(recipe.scenes, split="train", seed=0, size=recipe.size, objects=recipe.objects)
 few = replace(recipe, batch_size=8).batches(scenes, tokenizer)(0)
-losses = overfit_one_batch(recipe.build(VLMo, len(tokenizer)), few, steps=30)
+losses = overfit_one_batch(recipe.build(VLMo, tokenizer), few, steps=30)
 assert losses[-1] < 0.5 * losses[0]
-print("learnt by heart: the sum of the three losses is far below where it began")
+print("overfit: the sum of the three losses is far below where it began")
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Images first, then texts, then pairs
-# Pairs are dear; pictures without captions and texts without pictures are to be had for nothing. With experts one can
-# learn from them, in **stages**:
+# Image-text pairs are expensive to collect; images alone and text alone are cheap. With experts one can learn from them,
+# in **stages**:
 #
-# 1. **Images.** Hide some patches, guess them. This trains attention and image experts.
-# 2. **Texts.** Hide some words, guess them. This trains the text experts, *on the attention that images have made*,
+# 1. **Images.** Mask some patches, predict them. This trains attention and image experts.
+# 2. **Texts.** Mask some words, predict them. This trains the text experts, *on the attention that images have made*,
 #    which is **frozen**.
 # 3. **Pairs.** Everything learns.
 #
 # Is stage 2 not odd? That words should make do with an attention that has never read a word? That is the paper's
-# boldest claim: attention, once learnt, serves both.
+# boldest claim: attention, once learned, serves both.
 #
 # What learns where? We ask the model: which parts get a gradient from a stage's loss at all, and which of them are
 # frozen nevertheless?
@@ -265,35 +264,35 @@ print("stage 2: attention works but is frozen; stage 3: everything learns")
 
 # %% [markdown]
 # "Only the text experts learn in stage 2" is how one retells the paper. The table says a little more, and so does the
-# released code: words and their head must learn too, and the final LayerNorm and the modality vectors learn along,
+# released code: words and their head must learn too, and the final LayerNorm and the token-type embedding learn along,
 # although images use them as well.
 
 # %% [markdown] slideshow={"slide_type": "subslide"}
-# **Stage 1, a moment of it.** From scratch. The paper's model has BEiT behind it, which guesses codes of an image
-# tokenizer; ours guesses pixels, as MAE does. Squares of two by two patches are hidden, two fifths of the picture.
+# **Stage 1, a moment of it.** From scratch. The paper's model has BEiT behind it, which predicts codes of an image
+# tokenizer; ours predicts pixels, as MAE does. Squares of two by two patches are masked, two fifths of the picture.
 
 # %%
 torch.manual_seed(0)
 beginner = VLMo(VLMo.Config.nano(len(tokenizer)))
-looker = ImageStage(beginner)
+stage = ImageStage(beginner)
 steps = {"quick": 20, "laptop": 200}.get(profile(), 2000)
-pictures_only = replace(recipe, batch_size=32, wrong_captions=False).batches(scenes, tokenizer, seed=1)
-seen = fit(looker, pictures_only, recipe.settings(steps=steps), bar=False)
-looker.cpu()
+pictures_only = replace(recipe, batch_size=32, negative_captions=False).batches(scenes, tokenizer, seed=1)
+seen = fit(stage, pictures_only, recipe.settings(steps=steps), bar=False)
+stage.cpu()
 
 some = to_tensor(test.pixels(four, 64))
 torch.manual_seed(1)
-hidden = hide_squares(4, 8, 8, looker.rate)  # (4, P)
+masked = mask_blocks(4, 8, 8, stage.rate)  # (4, P)
 with torch.no_grad():
-    out = beginner.joint(beginner.image_input(some, hidden, looker.hidden_patch), words=0)[:, 1:]
     mean, spread = some.mean(dim=(0, 2, 3)), some.std(dim=(0, 2, 3), correction=0)
-    guess = torch.where(hidden[..., None], looker.head(out), patch_pixels(some, 8))  # (4, P, 3 * 64)
-    guess = torch.pixel_shuffle(guess.unflatten(1, (8, 8)).permute(0, 3, 1, 2), 8)  # (4, 3, 64, 64)
-    guess = guess * spread[:, None, None] + mean[:, None, None]
-veil = hidden.view(4, 1, 8, 8).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    predicted = patch_pixels(some, 8)  # (4, P, 3 * 64)
+    predicted[masked] = stage.predict(some, masked)
+    predicted = torch.pixel_shuffle(predicted.unflatten(1, (8, 8)).permute(0, 3, 1, 2), 8)  # (4, 3, 64, 64)
+    predicted = predicted * spread[:, None, None] + mean[:, None, None]
+gray = masked.view(4, 1, 8, 8).repeat_interleave(8, 2).repeat_interleave(8, 3)
 with drawing.style():
     figure, axes = plt.subplots(2, 4, figsize=(7.5, 4), layout="constrained")
-    for line, shown, name in zip(axes, (some.masked_fill(veil, 1), guess), ("hidden", "guessed"), strict=True):
+    for line, shown, name in zip(axes, (some.masked_fill(gray, 1), predicted), ("masked", "predicted"), strict=True):
         line[0].set_ylabel(name)
         for ax, picture in zip(line, shown, strict=True):
             ax.imshow(((picture + 1) / 2).clamp(0, 1).permute(1, 2, 0))
@@ -302,8 +301,8 @@ with drawing.style():
     plt.show()
 
 # %% [markdown]
-# First it learns how bright the ground is, then its colour, and then that things go on behind a square. In profile
-# `quick` it gets no further than a grey. But not one word was needed for it.
+# First it learns how bright the ground is, then its color, and then that things go on behind a square. In profile
+# `quick` it gets no further than a gray. But not one word was needed for it.
 
 # %% [markdown] slideshow={"slide_type": "subslide"}
 # **Stage 2, a moment of it.** A good stage 1 takes longer than we want to wait. But we have an attention that was made
@@ -313,39 +312,39 @@ with drawing.style():
 
 # %% tags=["nbval-ignore-output"]
 torch.manual_seed(0)
-reader = recipe.build(VLMo, len(tokenizer))
+reader = recipe.build(VLMo, tokenizer)
 before = {name: parameter.detach().clone() for name, parameter in reader.named_parameters()}
 short = min(captions, key=len)
-alone, alone_mask = encode(tokenizer, [short], 56)
+alone = tokenize(tokenizer, [short], 56)
 
 
-def looks_at_words():
-    """Which word looks at which when the text is alone: (L, L) of each layer, the mean of the heads."""
+def text_attention():
+    """Which word attends to which when the text is alone: (L, L) of each layer, the mean of the heads."""
     with torch.no_grad(), record_attention(reader.eval()) as maps:
-        reader.encode_text(alone, alone_mask)
+        reader.encode_text(alone)
     return [maps[f"joint.{n}.self"][0].mean(dim=0) for n in range(len(reader.joint.blocks))]
 
 
-early = looks_at_words()
+early = text_attention()
 freeze_for_text(reader)
-texts_only = replace(recipe, batch_size=64, wrong_captions=False).batches(scenes, tokenizer, seed=2)
+texts_only = replace(recipe, batch_size=64, negative_captions=False).batches(scenes, tokenizer, seed=2)
 read = fit(TextStage(reader), texts_only, recipe.settings(steps={"quick": 60, "laptop": 300}.get(profile(), 2000)), bar=False)
 reader.cpu()
 unfreeze(reader)
-late = looks_at_words()
+late = text_attention()
 drawing.training_curves(read)
 
 # %% tags=["check", "nbval-check-output"]
 moved = {component(name) for name, parameter in reader.named_parameters() if not torch.equal(parameter, before[name])}
-assert "attention" not in moved and "image expert" not in moved and {"text expert", "words"} <= moved
+assert "attention" not in moved and "image expert" not in moved and {"text expert", "token embedding"} <= moved
 assert read.steps[-1]["loss"] < 0.75 * read.steps[0]["loss"]
-print("hidden words are guessed better, and of the attention not one number has moved:", ", ".join(sorted(moved)))
+print("masked words are predicted better, and of the attention not one number has moved:", ", ".join(sorted(moved)))
 
 # %% [markdown] slideshow={"slide_type": "subslide"}
 # Attention is frozen. Does it look at the same words, then? Before and after stage 2, the same caption:
 
 # %%
-said = tokenizer.convert_ids_to_tokens(alone[0].tolist())
+said = tokenizer.convert_ids_to_tokens(alone.ids[0].tolist())
 shown = {f"layer {n}, {when}": maps[n].numpy() for n in (0, 2) for when, maps in (("before", early), ("after", late))}
 drawing.word_attention(said, shown)
 
@@ -355,7 +354,7 @@ for n, (was, now) in enumerate(zip(early, late, strict=True)):
 
 # %% [markdown]
 # In layer 0 it does, nearly: all that could change there are the words' vectors, and they hardly did. Higher up it looks
-# elsewhere. The weights that compare are the same, but what is *compared* now comes out of text experts that have learnt.
+# elsewhere. The weights that compare are the same, but what is *compared* now comes out of text experts that have learned.
 # So that is how words make do with an attention that has never read: they cannot change how it looks, but they can
 # change what it finds. In the 60 steps of profile `quick` one sees the beginning of it: a map has been redrawn, and
 # nobody would call it grammar. Whether it helps that *images* have made this attention is a question for below.
@@ -384,22 +383,23 @@ print("the loss is falling")
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Look: three routes through the same layers
-# Which expert handles which token? This is read off the model while it runs; layers go from below to the top. The grey
-# band is attention, which makes no difference. The model is yours if you trained in profile `laptop`, and the shipped
-# one otherwise.
+# Which expert handles which token? This is read off the model while it runs; layers go from below to the top. The gray
+# band is attention, whose weights are shared by both modalities. The model is yours if you trained in profile `laptop`,
+# and the bundled one otherwise.
 
 # %%
 model = trained if profile() == "quick" else model.cpu()
-look_at = next(r for r in range(60, len(test)) if len(test.scene(r).things) == 2 and not test.scene(r).ground.texture)
+look_at = next(r for r in range(60, len(test)) if len(test.scene(r).objects) == 2 and not test.scene(r).background.texture)
 caption = test.captions(look_at)[0]
 size = model.config.image.image_size
-picture, (ids, mask) = to_tensor(test.pixels([look_at], size)), encode(tokenizer, [caption], 56)
-text_tokens = tokenizer.convert_ids_to_tokens(ids[0].tolist())
-image_tokens = ["class", *["patch"] * model.config.image.grid**2]
+picture, text = to_tensor(test.pixels([look_at], size)), tokenize(tokenizer, [caption], 56)
+rows, columns = model.config.image.grid
+text_tokens = tokenizer.convert_ids_to_tokens(text.ids[0].tolist())
+image_tokens = ["class", *["patch"] * (rows * columns)]
 routes = {
-    "a picture alone": expert_map(model, lambda: model.embed_images(picture)),
-    "a text alone": expert_map(model, lambda: model.embed_texts(ids, mask)),
-    "both": expert_map(model, lambda: model.match(picture, ids, mask)),
+    "a picture alone": attention.expert_map(model, lambda: model.embed_images(picture)),
+    "a text alone": attention.expert_map(model, lambda: model.embed_texts(text)),
+    "both": attention.expert_map(model, lambda: model.match(picture, text)),
 }
 drawing.expert_figure(
     routes,
@@ -422,17 +422,17 @@ def noun_maps(scenes):
     """By (layer, head), -1 for the mean of the heads: where the word that names a thing looks; boxes; rows."""
     asked = [(r, region) for r in range(len(scenes)) for region in scenes.regions(r) if region.kind == "object"]
     rows, boxes = [r for r, _ in asked], torch.tensor([region.box for _, region in asked])
-    its_ids, its_mask = encode(tokenizer, [scenes.captions(r)[0] for r in rows], 56)
+    its_text = tokenize(tokenizer, [scenes.captions(r)[0] for r in rows], 56)
     nouns = [region.phrase.split()[-1] for _, region in asked]
-    named = zip(its_ids, nouns, strict=True)
-    where = torch.tensor([next(p[-1] for w, p in words(tokenizer, text) if w == noun) for text, noun in named])
+    named = zip(its_text.ids, nouns, strict=True)
+    where = torch.tensor([next(p[-1] for w, p in group_words(tokenizer, ids) if w == noun) for ids, noun in named])
     with torch.no_grad(), record_attention(model) as maps:
-        model.match(to_tensor(scenes.pixels(rows, size)), its_ids, its_mask)
+        model.match(to_tensor(scenes.pixels(rows, size)), its_text)
     found = {}
-    for n, heat in enumerate(attention.word_patch_attention(maps, its_ids.shape[1]).values()):  # (R, H, L, P)
-        looks = heat[torch.arange(len(rows)), :, where]  # (R, H, P)
-        found |= {(n, head): attention.to_grid(one) for head, one in enumerate(looks.unbind(dim=1))}
-        found[n, -1] = attention.to_grid(looks.mean(dim=1))
+    for n, heat in enumerate(attention.word_patch_attention(maps, its_text.length).values()):  # (R, H, L, P)
+        of_noun = heat[torch.arange(len(rows)), :, where]  # (R, H, P)
+        found |= {(n, head): attention.to_grid(one) for head, one in enumerate(of_noun.unbind(dim=1))}
+        found[n, -1] = attention.to_grid(of_noun.mean(dim=1))
     return found, boxes, rows
 
 
@@ -449,35 +449,35 @@ assert points.value > 3 * points.chance
 print("chosen on validation scenes, and it still points on test scenes")
 
 # %%
-with torch.no_grad(), record_attention(model) as by_itself:
+with torch.no_grad(), record_attention(model) as image_maps:
     model.embed_images(picture)
-with torch.no_grad(), record_attention(model) as together:
-    model.match(picture, ids, mask)
-class_looks = attention.cls_map(by_itself[f"joint.{best}.self"])[0]  # (P,)
-heat = attention.word_patch_attention(together, ids.shape[1])[f"joint.{best}.self"][0]  # (H, L, P)
+with torch.no_grad(), record_attention(model) as pair_maps:
+    model.match(picture, text)
+of_class = attention.cls_map(image_maps[f"joint.{best}.self"])[0]  # (P,)
+heat = attention.word_patch_attention(pair_maps, text.length)[f"joint.{best}.self"][0]  # (H, L, P)
 heat = heat.mean(dim=0) if head < 0 else heat[head]
-heat = heat / heat.sum(dim=1, keepdim=True)  # of each word's look at the patches, where does it go?
-spoken = words(tokenizer, ids[0])
+heat = heat / heat.sum(dim=1, keepdim=True)  # of each word's attention to the patches, where does it go?
+spoken = group_words(tokenizer, text.ids[0])
 things = [region for region in test.regions(look_at) if region.kind in ("object", "phrase")]
 drawing.attention_figure(
     test[look_at].image,
     ["alone: class", *[word for word, _ in spoken]],
-    [attention.to_grid(m).numpy() for m in (class_looks, *[heat[pieces].mean(dim=0) for _, pieces in spoken])],
+    [attention.to_grid(m).numpy() for m in (of_class, *[heat[pieces].mean(dim=0) for _, pieces in spoken])],
     [region.box for region in things],
     columns=-(-(len(spoken) + 2) // 2),
 )
 
 # %% [markdown]
 # The maps are on the things and not on the ground, but they hardly tell *which* thing: *green*, of which there are two,
-# looks at both, and *star* is brightest where the two meet. As pointers they do for .70 of the things in the shipped
+# looks at both, and *star* is brightest where the two meet. As pointers they do for .70 of the things in the bundled
 # model. ALBEF's first fusion layer reaches .94, ViLT .82 (by Grad-CAM).
 #
 # How much do words look at the picture at all, layer by layer, and patches at the words?
 
 # %% tags=["nbval-ignore-output"]
-length = ids.shape[1]
-for n, name in enumerate(together):
-    weights = together[name][0].mean(dim=0)  # (N, N), the mean of the heads
+length = text.length
+for n, name in enumerate(pair_maps):
+    weights = pair_maps[name][0].mean(dim=0)  # (N, N), the mean of the heads
     to_patches, to_words = weights[:length, length:].sum(dim=1).mean(), weights[length:, :length].sum(dim=1).mean()
     print(f"layer {n}: words give {100 * to_patches:2.0f} % to the picture, patches give {100 * to_words:2.0f} % to the words")
 
@@ -492,7 +492,7 @@ viewer
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## The same weights, used twice
 # **As a dual encoder:** pictures alone, texts alone, compare vectors. **As a fusion encoder:** both together; does it
-# match, which word is hidden? No weight is changed in between. For your model, or the shipped one in profile `quick`:
+# match, which word is masked? No weight is changed in between. For your model, or the bundled one in profile `quick`:
 
 # %% tags=["nbval-ignore-output"]
 search = retrieval(model, test, tokenizer, unique=200)
@@ -500,7 +500,7 @@ facts = counterfactual(model, test, tokenizer, limit=200)
 filled = masked_words(model, test, tokenizer, limit=200)
 Scores(
     {f"alone · {name}": search[name] for name in ("text to image R@1", "image to text R@1")}
-    | {f"together · {kind}": facts[kind] for kind in ("object", "colour", "relation", "mean")}
+    | {f"together · {kind}": facts[kind] for kind in ("object", "color", "relation", "mean")}
     | {f"together · masked word, {name}": filled[name] for name in ("right image", "wrong image")}
 )
 
@@ -520,10 +520,10 @@ searchers = {name: runs for name, runs in found.items() if name != "ViLT nano"}
 drawing.bars_with_spread(searchers, ["text to image R@1", "image to text R@1"])
 
 # %% [markdown]
-# Then the reading: the true caption or the one with a changed fact, and hidden words (which CLIP cannot fill in).
+# Then the reading: the true caption or the one with a changed fact, and masked words (which CLIP cannot predict).
 
 # %%
-kinds = [f"counterfactual: {kind}" for kind in ("object", "colour", "size", "relation", "swap", "mean")]
+kinds = [f"counterfactual: {kind}" for kind in ("object", "color", "size", "relation", "swap", "mean")]
 drawing.bars_with_spread(found, kinds)
 
 # %%
@@ -536,15 +536,15 @@ drawing.bars_with_spread(readers, ["masked word: right image", "masked word: wro
 # * **It searches** as well as ALBEF: R@1 .83 to .85, ALBEF .84 to .86, CLIP .75 to .79. (Be fair: CLIP starts from
 #   nothing, the others from towers trained with boxes.)
 # * **It reads** late, as ViLT does. Together, one changed fact is noticed in .60 to .63 (ViLT .59 to .65, ALBEF .91 to
-#   .92): colours, mostly, and other things now and then; relations are a coin. CLIP's vectors alone get .72 to .74!
-# * **Hidden words** say that it does look: .30 to .36 with the right picture, .07 with a wrong one. ViLT gets .58 to .64:
+#   .92): colors, mostly, and other things now and then; relations are at chance. CLIP's vectors alone get .72 to .74!
+# * **Masked words** say that it does look: .30 to .36 with the right picture, .07 with a wrong one. ViLT gets .58 to .64:
 #   its masked words count four times as much, and it trains longer. ALBEF gets .90 to .94.
 #
-# Why? Our reading: contrast is learnt first, and fast, since both routes for it were there from the start. Reading needs
+# Why? Our reading: contrast is learned first, and fast, since both routes for it were there from the start. Reading needs
 # words to look at patches, with an attention that has only ever compared patches with patches. ALBEF's cross-attention
-# is a part of its own, which in our case had already learnt to find boxes, and its recipe is longer (700 steps of 48
-# pairs against 350 of 32). The shipped VLMo trained for 750 steps: by then one
-# changed fact is noticed in .74 (things .93, colours 1.00), hidden words are .72 right, and relations are still a coin.
+# is a part of its own, which in our case had already learned to find boxes, and its recipe is longer (700 steps of 48
+# pairs against 350 of 32). The bundled VLMo trained for 750 steps: by then one
+# changed fact is noticed in .74 (things .93, colors 1.00), masked words are .72 right, and relations are still at chance.
 #
 # And the dilemma of the beginning? The table once more, with a new row:
 
@@ -561,8 +561,8 @@ ranked = {k: reranked(model, test, tokenizer, k=k, unique=100) for k in (0, 4)}
 Scores({f"{way} R@1, best {k} re-ranked": ranked[k][f"{way} R@1"] for way in ("text to image", "image to text") for k in ranked})
 
 # %% [markdown]
-# It does not: with its second face the shipped model spoils what it has found with the first (R@1 falls by some points). To
-# re-rank, one must be the better reader, and on relations, by which the best few often differ, this one is a coin.
+# It does not: with its second face the bundled model spoils what it has found with the first (R@1 falls by some points). To
+# re-rank, one must be the better reader, and on relations, by which the best few often differ, this one is at chance.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Change one thing: are experts worth it?
@@ -570,21 +570,21 @@ Scores({f"{way} R@1, best {k} re-ranked": ranked[k][f"{way} R@1"] for way in ("t
 # (`python tools/experiments.py vlmo_ablation`).
 
 # %%
-measures = ["text to image R@1", "counterfactual: object", "counterfactual: colour", "counterfactual: relation"]
+measures = ["text to image R@1", "counterfactual: object", "counterfactual: color", "counterfactual: relation"]
 measures += ["counterfactual: mean", "masked word: right image"]
 ablation = {"experts": by_variant("vlmo_seeds")["VLMo nano"]} | by_variant("vlmo_ablation")
 drawing.bars_with_spread(ablation, measures)
 
 # %% [markdown]
-# *What we see.* **Experts win, in everything that has begun to be learnt.** R@1 .83 to .85 against .79 to .82, another colour noticed in
-# .79 to .97 against .59 to .73, another thing in .60 to .71 against .51 to .58, hidden words .30 to .36 against .24 to .29.
+# *What we see.* **Experts win, in everything that has begun to be learned.** R@1 .83 to .85 against .79 to .82, another color noticed in
+# .79 to .97 against .59 to .73, another thing in .60 to .71 against .51 to .58, masked words .30 to .36 against .24 to .29.
 # The ranges do not overlap. Both cost the same per token; what experts cost is memory (1.9 against 1.2 million parameters).
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Are the stages worth it?
 # From scratch this time, without towers: pairs alone; pairs after a stage of images; after images and texts, as in the
 # paper; and after texts and images, the other way round. 120 steps for each stage, so that every row sees as many pairs;
-# contrast and hidden words only, since matching does not begin so early (`python tools/experiments.py vlmo_stages`).
+# contrast and masked words only, since matching does not begin so early (`python tools/experiments.py vlmo_stages`).
 
 # %%
 drawing.bars_with_spread(
@@ -594,10 +594,10 @@ drawing.bars_with_spread(
 
 # %% [markdown]
 # *What we see.* **Here the stages do not pay for search.** Pairs alone reach R@1 .12 to .20; after any stage before them it
-# is .03 to .09. **Texts teach grammar:** hidden words are right in .14 to .18 instead of .07 to .08, but just as often with a
+# is .03 to .09. **Texts teach grammar:** masked words are right in .14 to .18 instead of .07 to .08, but just as often with a
 # wrong picture; they are guessed from the sentence.
 #
-# Why? Guessing pixels asks for colours and edges, and in 120 steps it has moved the layers to where contrast must fetch
+# Why? Guessing pixels asks for colors and edges, and in 120 steps it has moved the layers to where contrast must fetch
 # them back from. BEiT, the paper's first stage, guesses codes that stand for *what* is shown, on millions of pictures.
 # We have measured that a bad start is worse than none; about a good one this table is silent. The shared towers, on
 # the other hand, are a start that pays: R@1 .83 to .85.
@@ -607,27 +607,27 @@ drawing.bars_with_spread(
 # The paper freezes the attention that *images* have made and lets texts use it. Would the attention that *texts* have
 # made serve images? Nobody has published that, so let us try. Attention from the other modality, frozen; attention from
 # nowhere, random and frozen; and attention that learns along, as the best one could hope for. No pairs anywhere. How
-# much of what is hidden is guessed (`python tools/experiments.py vlmo_frozen`)?
+# much of what is masked is predicted (`python tools/experiments.py vlmo_frozen`)?
 
 # %%
 carried = by_variant("vlmo_frozen")
-drawing.bars_with_spread({name: runs for name, runs in carried.items() if name.startswith("texts")}, ["hidden words"])
+drawing.bars_with_spread({name: runs for name, runs in carried.items() if name.startswith("texts")}, ["masked words"])
 
 # %%
-drawing.bars_with_spread({name: runs for name, runs in carried.items() if name.startswith("images")}, ["hidden patches"])
+drawing.bars_with_spread({name: runs for name, runs in carried.items() if name.startswith("images")}, ["masked patches"])
 
 # %% [markdown]
-# Hidden words: the share that is guessed right from the text alone. Hidden patches: how much of the pixels' variance is
+# Masked words: the share that is predicted right from the text alone. Masked patches: how much of the pixels' variance is
 # explained; nothing would be 0, all of it 1.
 #
 # *What we see.* **In both directions, the attention that the other modality has made is worth no more than a random
-# one.** Hidden words: .25 to .27 with the attention of images, .25 to .26 with a random one, .27 to .28 when it learns along.
-# Hidden patches: .36 with the attention of texts, .36 with a random one, .38 to .39 when it learns along.
+# one.** Masked words: .25 to .27 with the attention of images, .25 to .26 with a random one, .27 to .28 when it learns along.
+# Masked patches: .36 with the attention of texts, .36 with a random one, .38 to .39 when it learns along.
 #
-# So what have we learnt? First, that frozen attention is no great loss here: experts can make do with nearly any, since
-# much of what is hidden can be guessed from the mean of what is there. Secondly, that "texts do well on the attention of
+# So what have we learned? First, that frozen attention is no great loss here: experts can make do with nearly any, since
+# much of what is masked can be predicted from the mean of what is there. Secondly, that "texts do well on the attention of
 # images" is no proof that anything was *carried over*: ask how well they do on a random one. (As far as we remember, the
-# paper does not.) And what we have not learnt: whether an attention that has been trained on millions of images for
+# paper does not.) And what we have not learned: whether an attention that has been trained on millions of images for
 # weeks carries over. Ours had 250 steps, in which it hardly became better than random itself.
 
 # %% [markdown] slideshow={"slide_type": "subslide"}
@@ -639,7 +639,7 @@ for vl_from in (4, 1):
     if profile() != "quick":
         torch.manual_seed(0)
         mine = replace(recipe, config=recipe.config | {"vl_from": vl_from})
-        other = mine.build(VLMo, len(tokenizer))
+        other = mine.build(VLMo, tokenizer)
         fit(other, mine.batches(scenes, tokenizer), mine.settings(steps=200))
         print(vl_from, counterfactual(other.cpu(), Scenes(400, split="validation", seed=5), tokenizer)["mean"])
 
@@ -650,23 +650,23 @@ for vl_from in (4, 1):
 # ## 1 · Whom to ask *(easy, 15 minutes)*
 # Send each token to its expert. Below layer `vl_from`, words go to the text expert and the image's tokens to the image
 # expert. From `vl_from` on, a *pair* goes to the VL expert as a whole; who comes alone stays with its own.
-# *Hint:* three cases. How do you see from `words` that somebody has come alone?
+# *Hint:* three cases. How do you see from `length` that a modality comes alone?
 
 # %% tags=["exercise"]
-def my_route(x, words, layer, vl_from, experts):
-    """x (B, N, D): `words` tokens of text first, then those of the image. experts: functions by name.
+def my_route(x, length, layer, vl_from, experts):
+    """x (B, N, D): `length` tokens of text first, then those of the image. experts: functions by name.
 
     Returns what the experts make of x, (B, N, D), without the residual.
     """
     ### BEGIN SOLUTION
-    pair = 0 < words < x.shape[1]
+    pair = 0 < length < x.shape[1]
     if pair and layer >= vl_from:
         return experts["vl"](x)
     done = []
-    if words:
-        done.append(experts["text"](x[:, :words]))
-    if words < x.shape[1]:
-        done.append(experts["image"](x[:, words:]))
+    if length:
+        done.append(experts["text"](x[:, :length]))
+    if length < x.shape[1]:
+        done.append(experts["image"](x[:, length:]))
     return torch.cat(done, dim=1)
     ### END SOLUTION
 
@@ -676,9 +676,10 @@ exercise.check_route(my_route)
 
 # %% [markdown]
 # ## 2 · What must not learn *(medium, 15 minutes)*
-# Prepare a VLMo for stage 2, texts without pictures: set `requires_grad` of every parameter. Text experts, words and
-# the head for words learn; so do, as in the released code, the final LayerNorm (`joint.norm`), the relative positions
-# (`joint.relative`) and the modality vectors (`modality`). Nothing else does.
+# Prepare a VLMo for stage 2, texts without pictures: set `requires_grad` of every parameter. Text experts, the text
+# embedding (`joint.text_embed`) and the head that predicts masked words (`mlm_head`) learn; so do, as in the released code,
+# the final LayerNorm (`joint.norm`), the relative positions (`joint.relative`) and the token types (`joint.token_type`).
+# Nothing else does.
 # *Hint:* `for name, parameter in model.named_parameters()`. Print a few names first.
 
 # %% tags=["exercise"]
@@ -686,8 +687,8 @@ def my_freeze(model):
     """Sets `requires_grad` of all parameters of a VLMo for learning from texts alone. Returns nothing."""
     ### BEGIN SOLUTION
     for name, parameter in model.named_parameters():
-        of_text = ".experts.text." in name or name.startswith(("words.", "word_head."))
-        of_all = name.startswith(("joint.norm.", "joint.relative.", "modality"))
+        of_text = ".experts.text." in name or name.startswith(("joint.text_embed.", "mlm_head."))
+        of_all = name.startswith(("joint.norm.", "joint.relative.", "joint.token_type"))
         parameter.requires_grad = of_text or of_all
     ### END SOLUTION
 
@@ -739,11 +740,11 @@ exercise.check_index(my_index)
 # | size (base) | 175 M parameters | 1.9 M |
 # | start | BEiT, then texts on frozen attention | towers trained on scenes with boxes |
 # | search, base, fine-tuned | COCO R@1 74.8 (image to text), 57.2 (text to image); Flickr30k 92.3, 79.3 | as good as ALBEF's: R@1 .83 to .85 |
-# | reading, base | VQA 76.6; NLVR2 82.8 (dev), 83.3 (test) | late, as ViLT: one fact .60 to .63, colours mostly; relations a coin |
+# | reading, base | VQA 76.6; NLVR2 82.8 (dev), 83.3 (test) | late, as ViLT: one fact .60 to .63, colors mostly; relations at chance |
 # | experts or one for all | experts are better | experts are better: R@1 .83 to .85 against .79 to .82 |
-# | images first; texts too | each helps; texts on top help more | guessing pixels first harms search; texts help hidden words, without looking |
+# | images first; texts too | each helps; texts on top help more | predicting pixels first harms search; texts help masked words, without looking |
 # | texts first, then images | not tried | frozen attention of the other: no better than a random one, both ways |
-# | hard wrong pairs from all GPUs | better than from one's own batch | one batch is all we have |
+# | hard negatives from all GPUs | better than from one's own batch | one batch is all we have |
 #
 # **Next:** VLMo reads and searches, but it cannot *say* anything. BLIP (lesson 05) learns to write captions, and uses
 # them to clean its own training data.

@@ -15,7 +15,7 @@
 # model can tell a good caption from a bad one, and can write a better one, could it not **mend its own schoolbook**?
 #
 # BLIP (Li et al. 2022) does both. One text transformer is used in three ways: it reads, it judges, it writes. And when
-# it can judge and write, it goes through the captions it learnt from, throws out what is false, writes what is missing,
+# it can judge and write, it goes through the captions it learned from, throws out what is false, writes what is missing,
 # and a new model learns from the result. That is **CapFilt**: captioner and filter.
 #
 # You will compute the loss of writing by hand, train a model that writes captions, mark its errors fact by fact, see
@@ -33,7 +33,8 @@ from minivlp.data.batch import to_tensor
 from minivlp.data.loading import Loader
 from minivlp.data.noise import NoisyCaptions
 from minivlp.data.scenes import Scenes
-from minivlp.data.text import encode, load_tokenizer, words
+from minivlp.data.text import group_words, load_tokenizer, tokenize
+from minivlp.device import profile
 from minivlp.evaluation.captions import captions, write
 from minivlp.evaluation.facts import proofread, tells_all
 from minivlp.evaluation.filtering import filter_quality, roc
@@ -41,18 +42,17 @@ from minivlp.evaluation.grounding import pointing_game
 from minivlp.evaluation.records import RECORDS, by_variant
 from minivlp.evaluation.score import Scores, bootstrap
 from minivlp.layers.attention import record_attention
-from minivlp.layers.generate import nucleus
+from minivlp.layers.generation import DecodingConfig, nucleus
 from minivlp.lessons import blip as exercise
-from minivlp.machine import profile
-from minivlp.models.blip import BLIP, CROSS_ATTENTION, SELF_ATTENTION, THE_REST, begin
+from minivlp.models.blip import BLIP, CROSS_ATTENTION, SELF_ATTENTION, THE_REST
+from minivlp.papers import paper
 from minivlp.training.capfilt import CapFilt, by_cosine
-from minivlp.training.checkpoint import load_model, shipped
+from minivlp.training.checkpoint import bundled, load_model
 from minivlp.training.loop import fit, overfit_one_batch
-from minivlp.training.recipes import RECIPES
 from minivlp.visualize import attention, drawing
 from minivlp.visualize.widgets import AttentionViewer, FilterBoard, LiveCurves
 
-recipe = RECIPES["blip"][profile()]
+recipe = paper("blip").recipe(profile())
 tokenizer = load_tokenizer()
 seeded = torch.manual_seed(0)
 
@@ -62,16 +62,16 @@ seeded = torch.manual_seed(0)
 # nearest to the picture. It **judges** whether a caption is true of it. And it **writes** one.
 
 # %%
-trained = load_model(BLIP, shipped("blip_nano"))
+trained = load_model(BLIP, bundled("blip_nano"))
 test = Scenes(1500, split="test", seed=7)
-row = next(r for r in range(40, len(test)) if len(test.scene(r).things) == 2 and not test.scene(r).ground.texture)
+row = next(r for r in range(40, len(test)) if len(test.scene(r).objects) == 2 and not test.scene(r).background.texture)
 scene, picture = test.scene(row), to_tensor(test.pixels([row], 64))
 true = scene.captions()[0]
 others = [test.captions(r)[0] for r in range(row + 1, row + 4)]
 false = list(scene.counterfactuals(np.random.default_rng(0)).values())[:3]
 with torch.no_grad():
-    near = trained.similarity(picture, *encode(tokenizer, [true, *others], 56))[0].softmax(dim=0)
-    fits = trained.match(picture.expand(1 + len(false), -1, -1, -1), *encode(tokenizer, [true, *false], 56))
+    near = trained.similarity(picture, tokenize(tokenizer, [true, *others], 56))[0].softmax(dim=0)
+    fits = trained.match(picture.expand(1 + len(false), -1, -1, -1), tokenize(tokenizer, [true, *false], 56))
 written = write(trained, test, tokenizer, [row])[0]
 with drawing.style():
     figure, axes = plt.subplots(1, 3, figsize=(9, 2.7), layout="constrained", width_ratios=[1, 1.6, 1.6])
@@ -107,11 +107,12 @@ with drawing.style():
 # writes; when it judges, every word may have seen every other.
 
 # %% tags=["check", "nbval-check-output"]
-ids, mask = encode(tokenizer, ["a heart left of a dog", "a heart left of a cup"], 56)
+text = tokenize(tokenizer, ["a heart left of a dog", "a heart left of a cup"], 56)
+pictures, special = picture.expand(2, -1, -1, -1), trained.config.tokens
 with torch.no_grad():
-    visual = trained.encode_image(picture.expand(2, -1, -1, -1))
-    told, read = trained.tell(begin(ids, trained.config.decode_id), visual), trained.fuse(ids, mask, visual)
-same = [torch.isclose(both[0], both[1], atol=1e-5).all(dim=1) for both in (told, read)]  # (L,) per place
+    written_as = trained.decode(text.with_first(special.dec), trained.encode_image(pictures))  # (2, L, D)
+    judged_as = trained.cross_encode(pictures, text)
+same = [torch.isclose(both[0], both[1], atol=1e-5).all(dim=1) for both in (written_as, judged_as)]  # (L,) per place
 print("unchanged where it writes:", "".join("✓" if x else "·" for x in same[0][:-1]))
 print("unchanged where it judges:", "".join("✓" if x else "·" for x in same[1][:-1]))
 assert same[0][:-2].all() and not same[0][-2] and not same[1].any()
@@ -123,11 +124,11 @@ assert same[0][:-2].all() and not same[0][-2] and not same[1].any()
 
 # %%
 caption = true
-ids, mask = encode(tokenizer, [caption], 56)
+text = tokenize(tokenizer, [caption], 56)
 with torch.no_grad(), record_attention(trained) as maps:
-    trained.match(picture, ids, mask)
-    trained.caption_logprob(picture, ids, mask)
-tokens = tokenizer.convert_ids_to_tokens(ids[0].tolist())
+    trained.match(picture, text)
+    trained.caption_logprob(picture, text)
+tokens = tokenizer.convert_ids_to_tokens(text.ids[0].tolist())
 with drawing.style():
     figure, axes = plt.subplots(1, 2, figsize=(9, 4), layout="constrained")
     for ax, name, first, title in zip(axes, ("text.0.self", "decoder.0.self"), ("[ENC]", "[DEC]"), ("judging", "writing"), strict=True):
@@ -149,16 +150,16 @@ with drawing.style():
 # %% tags=["nbval-check-output"]
 four = Loader(Scenes(8, split="validation", seed=5), tokenizer, 4, 64, seed=2).batch(0)
 torch.manual_seed(0)
-fresh = recipe.build(BLIP, len(tokenizer)).eval()
+fresh = recipe.build(BLIP, tokenizer).eval()
 with torch.no_grad():
-    told = fresh.tell(begin(four.ids, fresh.config.decode_id), fresh.encode_image(four.images))  # (4, L, D)
-    logits = fresh.word_head(told)  # (4, L, V)
+    hidden = fresh.decode(four.text.with_first(special.dec), fresh.encode_image(four.images))  # (4, L, D)
+    logits = fresh.caption_head(hidden)  # (4, L, V)
 total, count = 0.0, 0
 for i in range(4):
-    for t in range(four.ids.shape[1] - 1):
-        if four.mask[i, t + 1]:  # is there a next word?
+    for t in range(four.text.length - 1):
+        if four.text.mask[i, t + 1]:  # is there a next word?
             logprob = logits[i, t].log_softmax(dim=0)  # (V,)
-            total -= 0.9 * logprob[four.ids[i, t + 1]] + 0.1 * logprob.mean()
+            total -= 0.9 * logprob[four.text.ids[i, t + 1]] + 0.1 * logprob.mean()
             count += 1
 by_hand = total / count
 print(f"{count} words asked")
@@ -182,17 +183,17 @@ floor = -right * np.log(right) - (V - 1) * other * np.log(other)
 print(f"guessing among {V} words costs {np.log(V):.2f}, certain and right costs {floor:.2f}")
 
 # %% [markdown] slideshow={"slide_type": "subslide"}
-# What does the trained model expect, word by word? Below, the words of a true caption; in each column the three that it
-# held for likeliest at that place (dark: the word that comes). Where it hesitates, look at the words: is it unsure of the
+# What does the trained model expect, word by word? Below, the words of a true caption; in each column the three most likely
+# ones at that place (dark: the word that comes). Where it hesitates, look at the words: is it unsure of the
 # *picture*, or of the *wording*?
 
 # %%
-ids, mask = encode(tokenizer, [caption], 56)
+text = tokenize(tokenizer, [caption], 56)
 with torch.no_grad():
-    told = trained.tell(begin(ids, trained.config.decode_id), trained.encode_image(picture))
-    expected = trained.word_head(told)[0].softmax(dim=-1)  # (L, V); row t: the word after token t
+    hidden = trained.decode(text.with_first(special.dec), trained.encode_image(picture))
+    expected = trained.caption_head(hidden)[0].softmax(dim=-1)  # (L, V); row t: the word after token t
 best = expected.topk(3)
-next_tokens = tokenizer.convert_ids_to_tokens(ids[0, 1:].tolist())
+next_tokens = tokenizer.convert_ids_to_tokens(text.ids[0, 1:].tolist())
 with drawing.style():
     figure, axes = plt.subplots(1, len(next_tokens), figsize=(9, 1.9), layout="constrained", sharey=True)
     for ax, t, said in zip(axes, range(len(next_tokens)), next_tokens, strict=True):
@@ -221,27 +222,27 @@ with drawing.style():
 # | `shared` | all but self-attention | the same | see *Who shares what* |
 # | `smoothing` | .1 | the same | |
 # | start | ViT trained on ImageNet, BERT | the shared towers; image tower frozen | as in lesson 03 |
-# | wrong pairs | hard ones of the batch | the same, and one false caption each | as in lesson 03 |
-# | `momentum` | .995, queue of 57,600 | none | it needs time (lesson 03) |
+# | negatives | hard ones of the batch | the same, and one negative caption each | as in lesson 03 |
+# | `momentum` | .995, queue of 57,600 | None | it needs time (lesson 03) |
 #
 # Three passes over the text in each step; the picture is encoded once, and its keys and values serve both passes that
 # look at it.
 
 # %% tags=["nbval-check-output"]
-model = recipe.build(BLIP, len(tokenizer))
-parts = ("image", "text", "decoder", "match_head", "word_head")
+model = recipe.build(BLIP, tokenizer)
+parts = ("image", "text", "decoder", "match_head", "caption_head")
 print({part: f"{sum(p.numel() for p in getattr(model, part).parameters()) / 1e6:.2f} M" for part in parts})
 print(f"all: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M, since text and decoder share most of theirs")
 
 # %% [markdown] slideshow={"slide_type": "slide"}
-# ## First, one batch by heart
+# ## First, overfit one batch
 
 # %% tags=["check", "nbval-check-output"]
 train_scenes = Scenes(recipe.scenes, split="train", seed=0, size=recipe.size, objects=recipe.objects)
 few = replace(recipe, batch_size=8).batches(train_scenes, tokenizer)(0)
-losses = overfit_one_batch(recipe.build(BLIP, len(tokenizer)), few, steps=40)
+losses = overfit_one_batch(recipe.build(BLIP, tokenizer), few, steps=40)
 assert losses[-1] - floor < 0.35 * (losses[0] - floor)
-print("learnt by heart: the sum of the three losses is far on its way down to the floor")
+print("overfit: the sum of the three losses is far on its way down to the floor")
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Now train
@@ -268,7 +269,7 @@ print("the loss of writing is falling")
 # ## What does it write?
 # Captions of scenes that it has never seen, by taking the likeliest word at each place. Here the truth is known, so each
 # word can be checked: what has a wavy line is **false**, what the caption leaves out is listed, a tick stands below
-# captions that say everything and nothing wrong. The model is yours if you trained in profile `laptop`, and the shipped
+# captions that say everything and nothing wrong. The model is yours if you trained in profile `laptop`, and the bundled
 # one otherwise.
 
 # %%
@@ -294,7 +295,7 @@ judged
 #
 # Sizes are told worst, and for a reason that is worth knowing: our captions mention a size *by chance*. For a word
 # that may be there or not, the likeliest next word is often to leave it out. So nearly all of its missing sizes are no
-# failure to see. *A true caption* counts the captions that name every thing with its colour, and say nothing false.
+# failure to see. *A true caption* counts the captions that name every thing with its color, and say nothing false.
 
 # %% tags=["check", "nbval-check-output"]
 assert judged["facts right"].value > 2 * judged["facts right"].chance
@@ -311,26 +312,27 @@ print("far more of what it writes is true than of a caption taken at random")
 # noun is about to be written, how often does the strongest patch lie in the thing's box?
 
 # %%
-def looks_at_nouns(scenes, later=0):
-    """Maps (R, rows, columns) by layer and head (-1: their mean) at the moment each noun is written, or `later` places
-    after it; boxes; rows."""
+def noun_maps(scenes, later=0):
+    """Maps (R, rows, columns) by layer and head (-1: their mean) when each noun is predicted, or `later` places after
+    it; boxes; rows."""
     asked = [(r, region) for r in range(len(scenes)) for region in scenes.regions(r) if region.kind == "object"]
     rows, nouns = [r for r, _ in asked], [region.phrase.split()[-1] for _, region in asked]
-    ids, mask = encode(tokenizer, [scenes.captions(r)[0] for r in rows], 56)
-    where = torch.tensor([next(p[0] for w, p in words(tokenizer, t) if w == noun) for t, noun in zip(ids, nouns, strict=True)])
+    text = tokenize(tokenizer, [scenes.captions(r)[0] for r in rows], 56)
+    named = zip(text.ids, nouns, strict=True)
+    where = torch.tensor([next(p[0] for w, p in group_words(tokenizer, ids) if w == noun) for ids, noun in named])
     every, found = torch.arange(len(rows)), {}
-    looks = attention.writing_attention(model, to_tensor(scenes.pixels(rows, 64)), ids, mask)
-    for layer, weights in enumerate(looks.values()):  # (R, H, L, P)
+    by_layer = attention.decoder_attention(model, to_tensor(scenes.pixels(rows, 64)), text)
+    for layer, weights in enumerate(by_layer.values()):  # (R, H, L, P)
         chosen = weights[every, :, where + later]  # (R, H, P)
         found |= {(layer, head): attention.to_grid(heat) for head, heat in enumerate(chosen.unbind(dim=1))}
         found[layer, -1] = attention.to_grid(chosen.mean(dim=1))
     return found, torch.tensor([region.box for _, region in asked]), rows
 
 
-maps, boxes, rows = looks_at_nouns(Scenes(150, split="validation", seed=3))
+maps, boxes, rows = noun_maps(Scenes(150, split="validation", seed=3))
 layer, head = max(maps, key=lambda key: pointing_game(maps[key], boxes).value)
-maps, boxes, rows = looks_at_nouns(Scenes(150, split="test", seed=7))  # scenes that had no say in the choice
-after, _, _ = looks_at_nouns(Scenes(150, split="test", seed=7), later=1)
+maps, boxes, rows = noun_maps(Scenes(150, split="test", seed=7))  # scenes that had no say in the choice
+after, _, _ = noun_maps(Scenes(150, split="test", seed=7), later=1)
 
 # %% tags=["nbval-ignore-output"]
 name = f"layer {layer}, {'mean of heads' if head < 0 else f'head {head}'}"
@@ -343,14 +345,14 @@ assert points.value > 2 * points.chance
 print("chosen on validation scenes, and it still points on test scenes")
 
 # %%
-look_at = next(r for r in range(60, len(test)) if len(test.scene(r).things) == 3 and not test.scene(r).ground.texture)
+look_at = next(r for r in range(60, len(test)) if len(test.scene(r).objects) == 3 and not test.scene(r).background.texture)
 image, caption = to_tensor(test.pixels([look_at], 64)), write(model, test, tokenizer, [look_at])[0]
-ids, mask = encode(tokenizer, [caption], 56)
-looks = attention.writing_attention(model, image, ids, mask)
-heads = list(looks.values())[layer][0]  # (H, L, P)
+text = tokenize(tokenizer, [caption], 56)
+by_layer = attention.decoder_attention(model, image, text)
+heads = list(by_layer.values())[layer][0]  # (H, L, P)
 heat = heads.mean(dim=0) if head < 0 else heads[head]
-heat = heat / heat.sum(dim=1, keepdim=True)  # of each look at the patches, where does it go? (row 0 is nobody's)
-frames = [*words(tokenizer, ids[0]), ("(end)", [ids.shape[1] - 1])]
+heat = heat / heat.sum(dim=1, keepdim=True)  # of each token's attention to the patches, where does it go? (row 0 is empty)
+frames = [*group_words(tokenizer, text.ids[0]), ("(end)", [text.length - 1])]
 things = [region for region in test.regions(look_at) if region.kind in ("object", "phrase")]
 drawing.attention_figure(
     test[look_at].image,
@@ -370,7 +372,7 @@ drawing.attention_figure(
 
 # %% tags=["nbval-ignore-output"]
 AttentionViewer.of(model, test[look_at].image, caption, tokenizer, things,
-                   maps={f"layer {i}": weights[0] for i, weights in enumerate(looks.values())})
+                   maps={f"layer {i}": weights[0] for i, weights in enumerate(by_layer.values())})
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Three ways to write
@@ -389,11 +391,15 @@ sizes = nucleus(expected.log(), 0.9).isfinite().sum(dim=-1)  # (L,)
 print("words in the nucleus:", ", ".join(f"{word} {n}" for word, n in zip(next_tokens, sizes.tolist(), strict=False)))
 
 # %%
+WAYS = {"greedy": DecodingConfig(), "3 beams": DecodingConfig(beams=3, min_length=4), "nucleus": DecodingConfig(top_p=0.9)}
+
+
 def in_three_ways(rows):
     """Texts by way; nucleus sampling is drawn three times."""
-    found = {"greedy": write(model, test, tokenizer, rows), "3 beams": write(model, test, tokenizer, rows, beams=3, min_length=4)}
+    found = {name: write(model, test, tokenizer, rows, decoding=way) for name, way in WAYS.items() if name != "nucleus"}
     for draw in (1, 2, 3):
-        found[f"nucleus, draw {draw}"] = write(model, test, tokenizer, rows, top_p=0.9, generator=torch.Generator().manual_seed(draw))
+        random = torch.Generator().manual_seed(draw)
+        found[f"nucleus, draw {draw}"] = write(model, test, tokenizer, rows, decoding=WAYS["nucleus"], generator=random)
     return found
 
 
@@ -411,10 +417,10 @@ for place, r in enumerate(pair):
 
 # %% tags=["nbval-ignore-output"]
 three_hundred = range(300)
-how = {"greedy": {}, "3 beams": {"beams": 3, "min_length": 4}, "nucleus": {"top_p": 0.9, "generator": torch.Generator().manual_seed(0)}}
 compared = {}
-for way, options in how.items():
-    texts = write(model, test, tokenizer, three_hundred, **options)
+for way, decoding in WAYS.items():
+    random = torch.Generator().manual_seed(0)
+    texts = write(model, test, tokenizer, three_hundred, decoding=decoding, generator=random)
     true_ones = [tells_all(text, test.scene(r)) for text, r in zip(texts, three_hundred, strict=True)]
     opening = len({tuple(text.split()[:3]) for text in texts}) / len(texts)
     compared[f"{way}: says all, and only what is true"] = bootstrap(np.array(true_ones, dtype=float), 0.0)
@@ -482,21 +488,21 @@ drawing.bars_with_spread(by_variant("blip_seeds"), [
 
 # %% [markdown] slideshow={"slide_type": "subslide"}
 # **Asking it.** Who can go on with a text can also answer: the question is the beginning of a text, the answer is how it
-# goes on. The shipped BLIP was fine-tuned on questions for 500 steps and writes its answers; beside it lesson 02's ViLT,
+# goes on. The bundled BLIP was fine-tuned on questions for 500 steps and writes its answers; beside it lesson 02's ViLT,
 # fine-tuned for 400, which *chooses* among all answers that it has seen (one seed each,
 # `python tools/experiments.py answers`). The dashed line always says the commonest answer. (The paper reads the question
 # with [ENC] first and lets the decoder look at that; ours only goes on with it.)
 
 # %%
 asked = by_variant("answers")
-kinds = ["is there", "colour", "how many", "relation", "what", "where", "mean", "mean, grey picture"]
+kinds = ["is there", "color", "how many", "relation", "what", "where", "mean", "mean, gray image"]
 drawing.bars_with_spread({"BLIP, written": asked["BLIP"], "ViLT, chosen": asked["ViLT"]}, kinds)
 
 # %% [markdown]
-# *What we see.* BLIP knows what is there (.99) and in which colour (.87), often *what* stands beside something (.53) and
-# *where* (.69), and on yes-or-no questions about relations it is near a coin (.58). ViLT has only colours and presence to
+# *What we see.* BLIP knows what is there (.99) and in which color (.87), often *what* stands beside something (.53) and
+# *where* (.69), and on yes-or-no questions about relations it is near chance (.58). ViLT has only colors and presence to
 # offer; an answer such as "left of the small red heart" is one of a very long list for it, and words for BLIP. Of *how many*
-# nothing can be learnt here: nearly always it is one. And with a grey picture .35 and .39 are right all the same: so much is
+# nothing can be learned here: nearly always it is one. And with a gray picture .35 and .39 are right all the same: so much is
 # in the questions alone. Ranking a list of answers by their probability does what writing does (.78 against .77).
 
 # %% [markdown] slideshow={"slide_type": "slide"}
@@ -527,7 +533,7 @@ with drawing.style():
 # %% [markdown] slideshow={"slide_type": "subslide"}
 # Now the two tools. `CapFilt` trains a model on the noisy captions and 600 good ones, fine-tunes it into captioner and
 # filter, and keeps every stage in a folder. No part of it may have read a clean caption before, so it does not start from
-# the shared towers but from an image tower that has learnt from labels alone (`checkpoints/image_nano.md`), as the paper's
+# the shared towers but from an image tower that has learned from labels alone (`checkpoints/image_nano.md`), as the paper's
 # starts from ImageNet. In profile `laptop` the real thing runs here (about five minutes; stop it whenever you like, it
 # goes on where it was); in profile `quick` we read what such a run has left behind about the first 240 pictures.
 
@@ -536,10 +542,10 @@ if profile() == "quick":
     kept_lines = (RECORDS / "capfilt_captions.jsonl").read_text(encoding="utf-8").splitlines()
     table = [json.loads(line) for line in kept_lines]
 else:
-    start = {"start": "image_nano", "start_parts": ("image.",), "wrong_captions": False}
+    start = {"init_from": "image_nano", "init_parts": ("image.",), "negative_captions": False}
     mending = replace(recipe, scenes=len(noisy), objects=(1, 2), steps=400, **start)
     run = CapFilt(
-        lambda losses: replace(mending, config={"losses": losses}).build(BLIP, len(tokenizer)),
+        lambda losses: replace(mending, config={"losses": losses}).build(BLIP, tokenizer),
         noisy, Scenes(600, split="train", seed=1000, objects=(1, 2)), tokenizer, RECORDS.parent / "runs" / "lesson05",
         pretrain=mending.settings(), finetune=mending.settings(steps=133, lr=mending.lr / 2), bar=False,
     )
@@ -611,7 +617,7 @@ drawing.bars_with_spread(by_variant("blip_filter"), [
 # never lets words look at patches is the better one. Most of our noise names wrong things, and for that a cosine is
 # enough; it was also trained more thoroughly than matching, which begins late. At a threshold of one half, matching is
 # strict: .96 of what it keeps is true, but it keeps only half of the true captions (recall .49 to .53). It has seen three
-# wrong pairs for each right one, and that makes it sceptical.
+# negatives for each positive pair, which lowers its probabilities.
 #
 # **The captioner is not so good:** .35 of what it draws is true and whole, .50 by beam search; of what the filter keeps, .62
 # and .63. As in the paper, drawn captions are the noisier ones.
@@ -662,7 +668,7 @@ if profile() != "quick":
 # * **[CLS] for all three.** The first token must say what is to be done.
 # * **No label smoothing.** Some ports leave it out; the losses then cannot be compared.
 # * **Asking for the prompt.** Fine-tuned captioners begin all captions with "a picture of": these words are given, not
-#   asked (`config.prompt`).
+#   asked (`config.prefix_length`).
 # * **Captioner and filter in one.** The filter must not find the captioner's own mistakes right: fine-tune them apart.
 # * **Filtering the good captions**, or going on with the old model. The final model begins anew.
 
@@ -715,8 +721,8 @@ exercise.check_caption_loss(my_caption_loss)
 
 # %% tags=["nbval-check-output", "needs-solution"]
 with torch.no_grad():
-    told = fresh.tell(begin(four.ids, fresh.config.decode_id), fresh.encode_image(four.images))
-    mine = my_caption_loss(fresh.word_head(told), four.ids, four.mask, 0.1)
+    hidden = fresh.decode(four.text.with_first(special.dec), fresh.encode_image(four.images))
+    mine = my_caption_loss(fresh.caption_head(hidden), four.text.ids, four.text.mask, 0.1)
 print(torch.isclose(mine, by_library, atol=1e-4).item())
 
 # %% [markdown]
@@ -750,7 +756,7 @@ exercise.check_filter(my_filter)
 # | captioner and filter | each helps, both together most: retrieval (text / image) 78.4 / 60.7 to 80.6 / 63.1, CIDEr 127.8 to 129.7 | each helps a little, both together hardly more than one |
 # | nucleus or beam | nucleus: a quarter of the new captions is thrown out (beam: a fifth), and the final model is better | nucleus: .35 of the new captions are true and whole (beam .50); the final models are alike |
 # | captioner and filter share weights | fewer captions are thrown out (8 %), and the results fall | not tried |
-# | captions | COCO: CIDEr 133 .. 137, BLEU-4 .40 | the shipped model tells .78 of all facts rightly and .09 wrongly; .76 of its captions are true and whole |
+# | captions | COCO: CIDEr 133 .. 137, BLEU-4 .40 | the bundled model tells .78 of all facts rightly and .09 wrongly; .76 of its captions are true and whole |
 # | how good the filter is | not measured: nobody knows which captions of the web are true | AUC, precision and recall, above |
 #
 # **Next:** X-VLM asks for the place: which part of the picture is it that a phrase speaks of?

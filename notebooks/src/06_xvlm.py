@@ -33,24 +33,24 @@ from minivlp.data.batch import Region, to_tensor
 from minivlp.data.folders import Photos
 from minivlp.data.loading import Loader
 from minivlp.data.scenes import Scenes
-from minivlp.data.text import encode, load_tokenizer, words
+from minivlp.data.text import group_words, load_tokenizer, tokenize
+from minivlp.device import profile
 from minivlp.evaluation.grounding import grounding, iou, mean_box_of, pointing_game, predict, region_retrieval
 from minivlp.evaluation.matching import counterfactual
 from minivlp.evaluation.records import by_variant
 from minivlp.evaluation.score import Scores, bootstrap
 from minivlp.layers.attention import record_attention
 from minivlp.lessons import xvlm as exercise
-from minivlp.machine import profile
 from minivlp.models.clip import CLIP
 from minivlp.models.xvlm import XVLM, XVLMConfig, with_first
 from minivlp.objectives.boxes import box_losses, box_to_patches, from_corners, giou, to_corners
-from minivlp.training.checkpoint import load_model, shipped
+from minivlp.papers import paper
+from minivlp.training.checkpoint import bundled, load_model
 from minivlp.training.loop import fit, overfit_one_batch
-from minivlp.training.recipes import RECIPES
 from minivlp.visualize import attention, drawing
 from minivlp.visualize.widgets import AttentionViewer, Grounder, LiveCurves
 
-recipe = RECIPES["xvlm"][profile()]
+recipe = paper("xvlm").recipe(profile())
 tokenizer = load_tokenizer()
 seeded = torch.manual_seed(0)
 
@@ -63,21 +63,21 @@ seeded = torch.manual_seed(0)
 # * **gradient:** which patches' attention would raise the similarity of picture and phrase (Grad-CAM)?
 
 # %%
-clip = load_model(CLIP, shipped("clip_nano"))
+clip = load_model(CLIP, bundled("clip_nano"))
 crowded = Scenes(150, split="test", seed=7, objects=(2, 3))
 asked = [(row, r) for row in range(len(crowded)) for r in crowded.regions(row) if r.kind in ("object", "phrase")]
 rows = [row for row, _ in asked]
 boxes = torch.tensor([region.box for _, region in asked])  # (R, 4)
 images = to_tensor(crowded.pixels(rows, 64))  # one picture per phrase
-ids, mask = encode(tokenizer, [region.phrase for _, region in asked], 56)
+text = tokenize(tokenizer, [region.phrase for _, region in asked], 56)
 
 with torch.no_grad():
-    patches = F.normalize(clip.project_image(clip.encode_image(images)[:, 1:]), dim=-1)  # (R, P, E)
-    cosine = (patches @ clip.embed_texts(ids, mask)[..., None])[..., 0]  # (R, P)
+    patches = F.normalize(clip.itc_head.project_image(clip.encode_image(images)[:, 1:]), dim=-1)  # (R, P, E)
+    cosine = (patches @ clip.embed_texts(text)[..., None])[..., 0]  # (R, P)
 
 
 def agreement():
-    return (clip.embed_images(images) * clip.embed_texts(ids, mask)).sum(dim=1)  # (R,)
+    return (clip.embed_images(images) * clip.embed_texts(text)).sum(dim=1)  # (R,)
 
 
 gradient = attention.grad_cam(clip, agreement, ["image.2.self"])["image.2.self"][:, 0, 1:]  # (R, P)
@@ -92,7 +92,7 @@ def one_by_one(dataset, picked):
     return [replace(dataset[row], captions=[region.phrase], regions=[region]) for row, region in picked]
 
 
-plain = [row for row in sorted(set(rows)) if rows.count(row) == 2 and not crowded.scene(row).ground.texture]
+plain = [row for row in sorted(set(rows)) if rows.count(row) == 2 and not crowded.scene(row).background.texture]
 shown = [i for i, row in enumerate(rows) if row in plain[:2]]  # two scenes on plain ground, both things of each
 drawing.attention_grid(one_by_one(crowded, [asked[i] for i in shown]), {k: v[shown] for k, v in clip_maps.items()})
 
@@ -167,8 +167,8 @@ with drawing.style():
 #
 # | | the first token of a region | what the text may look at | config |
 # |---|---|---|---|
-# | **pooled** (its Swin tower; our nano) | the mean of the patches inside | the patches inside | `rerun_blocks=0` |
-# | **run again** (its ViT and CLIP towers) | the class token of the last layers, run again over the patches inside | the same | `rerun_blocks=4` |
+# | **pooled** (its Swin tower; our nano) | the mean of the patches inside | the patches inside | `region_blocks=0` |
+# | **re-encoded** (its ViT and CLIP towers) | the class token of the last layers, run again over the patches inside | the same | `region_blocks=4` |
 #
 # Both share what matters: the picture goes through the tower **once**, however many phrases speak of it, and patches
 # inside a box have seen what is around them. Cutting the region out and encoding the cutting would lose both.
@@ -176,7 +176,7 @@ with drawing.style():
 # A good way to see that a region is nothing special: the region that is the whole picture *is* the picture.
 
 # %% tags=["check", "nbval-check-output"]
-trained = load_model(XVLM, shipped("xvlm_nano"))
+trained = load_model(XVLM, bundled("xvlm_nano"))
 four = to_tensor(train_scenes.pixels([3, 8, 12, 21], 64))
 with torch.no_grad():
     regions = trained.embed_regions(four, torch.tensor([[0.5, 0.5, 1.0, 1.0]]).expand(4, 4), torch.arange(4))
@@ -185,8 +185,8 @@ print("whole-image regions and images: the same vectors")
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## How wrong is a box?
-# A box is `(cx, cy, w, h)`: centre and size, as fractions of the picture. Its corners are half a side away from its
-# centre. Files and papers use three formats that look alike, and mixing them up is the commonest bug of this field.
+# A box is `(cx, cy, w, h)`: center and size, as fractions of the picture. Its corners are half a side away from its
+# center. Files and papers use three formats that look alike, and mixing them up is the commonest bug of this field.
 #
 # Two boxes are compared by what they share: **IoU**, intersection over union, 1 for equal boxes. But it is 0 for *all*
 # pairs that do not touch, so it cannot tell a model which way to move. **GIoU** looks at the smallest box around both
@@ -223,7 +223,7 @@ by_hand = shared / union - (around - union) / around
 print(f"shared {shared:.3f}, union {union:.3f}, box around both {around:.3f}: GIoU {by_hand:.2f}")
 
 # %% [markdown]
-# The library's function does it for many pairs at once. It had better agree with us, and with torchvision's:
+# The library's function does it for many pairs at once. Check that it agrees with ours, and with torchvision's:
 
 # %% tags=["check", "nbval-check-output"]
 assert abs(giou(torch.tensor([here]), torch.tensor([others[1]])).item() - by_hand) < 1e-6
@@ -252,30 +252,30 @@ print("by hand, minivlp and torchvision: the same")
 #
 # The paper trains two more losses on the same fusion layers: **matching** (does this phrase fit this region?) and **masked
 # words**. You will train contrast and boxes, which is what a few minutes are good for. The model that comes with
-# minivlp began like that and then went on with all five; we call it *the shipped one*.
+# minivlp began like that and then went on with all five; we call it *the bundled one*.
 #
 # | field of the config | published | nano | why |
 # |---|---|---|---|
 # | `image` | Swin-B, pre-trained | 3 layers from scratch | minutes on a laptop |
 # | `sincos_positions` | learned (Swin: relative) | fixed sine waves | see *Change one thing* below |
-# | `losses` | contrast, matching, masked words, L1, GIoU | contrast, L1, GIoU (all five in the shipped one) | where, first |
-# | batches | regions and plain pairs, mixed | regions (mixed in the shipped one) | the same |
+# | `losses` | itc, itm, mlm, box_l1, box_giou | itc, box_l1, box_giou (all five in the bundled one) | where, first |
+# | batches | regions and plain pairs, mixed | regions (mixed in the bundled one) | the same |
 # | new modules' learning rate | twice that of the towers | the same | here everything is new |
 
 # %% tags=["nbval-check-output"]
-model = recipe.build(XVLM, len(tokenizer))
+model = recipe.build(XVLM, tokenizer)
 parts = ("image", "text", "fusion", "box_head")
 print({part: f"{sum(p.numel() for p in getattr(model, part).parameters()) / 1e6:.2f} M" for part in parts})
 
 # %% [markdown] slideshow={"slide_type": "slide"}
-# ## First, one batch by heart
+# ## First, overfit one batch
 # Eight pictures with three phrases each, again and again. All three losses must fall.
 
 # %% tags=["check", "nbval-check-output"]
 few = Loader(train_scenes, tokenizer, 8, recipe.size, seed=0, regions_per_image=3).batch(0)
 losses = overfit_one_batch(XVLM(replace(XVLMConfig.nano(len(tokenizer)), losses=recipe.config["losses"])), few, steps=40)
 assert losses[-1] < 0.4 * losses[0]
-print("learnt by heart: the loss is far below where it began")
+print("overfit: the loss is far below where it began")
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Now train
@@ -302,7 +302,7 @@ print("the loss has fallen clearly")
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Look: phrases on scenes it has never seen
 # Solid: where the thing is. Dashed: where the model says it is. The model is yours if you trained in profile `laptop`,
-# and the shipped one otherwise.
+# and the bundled one otherwise.
 
 # %%
 model = trained if profile() == "quick" else model.cpu()
@@ -336,14 +336,14 @@ show_boxes(test, [(row, regions[:1]) for row, regions in related if regions][:3]
 
 # %% [markdown] slideshow={"slide_type": "subslide"}
 # Your turn: type a phrase, or drag a box and read which phrases fit best what is inside (the number is a cosine). This
-# is the shipped model, which has learnt to match as well. So it can say how sure it is that the phrase says what is in
+# is the bundled model, which has learned to match as well. So it can say how sure it is that the phrase says what is in
 # the box it found: name something that is not there, or turn a relation round, and watch the number, not the box. A box
 # you get in any case: the box head was never taught to say "there is none". (Say *a panda*, not *the panda*: it has never read "the".)
 
 # %% tags=["nbval-ignore-output"]
 two_things = ["object", "object", "relation", "relation", "image"]  # kinds of region of a simple scene
 simple = (row for row in range(len(test)) if [region.kind for region in test.regions(row)] == two_things)
-play = next(test[row] for row in simple if not test.scene(row).ground.texture)
+play = next(test[row] for row in simple if not test.scene(row).background.texture)
 picture = to_tensor(np.asarray(play.image)[None])
 known = [region.phrase for region in play.regions if region.kind != "image"]
 Grounder.of(trained, play.image, tokenizer, [*known, "a dog", "a cup", "a red heart", "a yellow star", "a car"])
@@ -371,16 +371,16 @@ def noun_maps(scenes):
     """Maps (R, rows, columns) of the words that name things, by layer and head (-1: their mean); boxes, rows of scenes."""
     asked = [(row, r) for row in range(len(scenes)) for r in scenes.regions(row) if r.kind == "object"]
     rows, nouns = [row for row, _ in asked], [region.phrase.split()[-1] for _, region in asked]
-    ids, mask = encode(tokenizer, [scenes.captions(row)[0] for row in rows], 56)
-    where = [next(pieces[-1] for word, pieces in words(tokenizer, text) if word == noun)
-             for text, noun in zip(ids, nouns, strict=True)]
+    text = tokenize(tokenizer, [scenes.captions(row)[0] for row in rows], 56)
+    where = [next(pieces[-1] for word, pieces in group_words(tokenizer, ids) if word == noun)
+             for ids, noun in zip(text.ids, nouns, strict=True)]
     with torch.no_grad(), record_attention(trained) as maps:
-        trained.match(to_tensor(scenes.pixels(rows, 64)), ids, mask)
+        trained.match(to_tensor(scenes.pixels(rows, 64)), text)
     found = {}
     for layer in range(trained.config.fusion_layers):
-        looks = maps[f"fusion.{layer}.cross"][torch.arange(len(rows)), :, where, 1:]  # (R, H, P): no class token
-        found |= {(layer, head): attention.to_grid(heat) for head, heat in enumerate(looks.unbind(dim=1))}
-        found[layer, -1] = attention.to_grid(looks.mean(dim=1))
+        of_noun = maps[f"fusion.{layer}.cross"][torch.arange(len(rows)), :, where, 1:]  # (R, H, P): no class token
+        found |= {(layer, head): attention.to_grid(heat) for head, heat in enumerate(of_noun.unbind(dim=1))}
+        found[layer, -1] = attention.to_grid(of_noun.mean(dim=1))
     return found, torch.tensor([region.box for _, region in asked]), rows
 
 
@@ -398,13 +398,13 @@ print("chosen on validation scenes, and it still points on test scenes")
 
 # %%
 caption = play.captions[0]
-ids, mask = encode(tokenizer, [caption], 56)
-with torch.no_grad(), record_attention(trained) as looks:
-    trained.match(picture, ids, mask)
-weights = looks[f"fusion.{layer}.cross"][0, :, :, 1:]  # (H, L, P)
+text = tokenize(tokenizer, [caption], 56)
+with torch.no_grad(), record_attention(trained) as maps_of_caption:
+    trained.match(picture, text)
+weights = maps_of_caption[f"fusion.{layer}.cross"][0, :, :, 1:]  # (H, L, P)
 weights = attention.to_grid(weights.mean(dim=0) if head < 0 else weights[head])  # (L, rows, columns)
-weights = weights / weights.sum(dim=(1, 2), keepdim=True)  # of each word's look at the patches, where does it go?
-spoken = words(tokenizer, ids[0])
+weights = weights / weights.sum(dim=(1, 2), keepdim=True)  # of each word's attention to the patches, where does it go?
+spoken = group_words(tokenizer, text.ids[0])
 drawing.attention_figure(
     play.image,
     [word for word, _ in spoken],
@@ -425,7 +425,7 @@ viewer
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## How good is it?
 # **Acc@0.5:** the share of phrases whose box has an IoU of at least one half. By kind of phrase: `object` needs the
-# noun, `phrase` its colour or size as well, `relation` the other thing.
+# noun, `phrase` its color or size as well, `relation` the other thing.
 #
 # A number alone can flatter. So three answers stand beside it that need no understanding: the whole picture; the mean
 # box of the training scenes; and the model's own answer to the phrase of *another* thing in the same picture, which
@@ -466,7 +466,7 @@ assert all(score.value > 4 * score.chance for name, score in grains.items() if n
 print("every grain is found far more often than by chance")
 
 # %% [markdown]
-# Compare a number with its chance, not with its neighbour. "A heart" may fit many a heart of the hundred pictures, and all
+# Compare a number with its chance, not with its neighbor. "A heart" may fit many a heart of the hundred pictures, and all
 # whose text is *equal* count as right; "a red heart", which is just as true of some of them, does not.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
@@ -479,16 +479,16 @@ print("every grain is found far more often than by chance")
 elsewhere = [next((j for j in range(len(rows)) if rows[j] == rows[i] and float(iou(boxes[[i]], boxes[[j]])) == 0), i)
              for i in range(len(rows))]
 have_other = torch.tensor([i != j for i, j in enumerate(elsewhere)])
-ids, mask = encode(tokenizer, [region.phrase for _, region in asked], 56)
+text = tokenize(tokenizer, [region.phrase for _, region in asked], 56)
 grid = (recipe.size // model.config.image.patch_size,) * 2
 
 
-def boxes_seen_through(where):
-    """The boxes (R, 4) of all phrases if they may look only at the patches of the boxes `where` (R, 4)."""
+def boxes_through_mask(where):
+    """The boxes (R, 4) of all phrases if they may attend only to the patches of the boxes `where` (R, 4)."""
     with torch.no_grad():
-        visual = model.encode_image(to_tensor(crowded.pixels(rows, recipe.size)))
-        seen = with_first(box_to_patches(where, grid))
-        return model.boxes_from(model.fuse(model.encode_text(ids, mask), mask, visual, seen))
+        image_tokens = model.encode_image(to_tensor(crowded.pixels(rows, recipe.size)))
+        image_mask = with_first(box_to_patches(where, grid))
+        return model.box_head(model.fuse(model.encode_text(text), text.mask, image_tokens, image_mask))
 
 
 def fits(found, truth):
@@ -496,10 +496,10 @@ def fits(found, truth):
     return bootstrap((iou(found, truth) >= 0.5).numpy()[keep], 0.0, images=np.array(rows)[keep])
 
 
-misled = boxes_seen_through(boxes[elsewhere])
+misled = boxes_through_mask(boxes[elsewhere])
 Scores({
     "sees all, its own box": fits(ours, boxes),
-    "sees its own patches, its own box": fits(boxes_seen_through(boxes), boxes),
+    "sees its own patches, its own box": fits(boxes_through_mask(boxes), boxes),
     "sees another thing's patches, its own box": fits(misled, boxes),
     "sees another thing's patches, THAT thing's box": fits(misled, boxes[elsewhere]),
 })
@@ -512,7 +512,7 @@ Scores({
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## What boxes do to the towers
-# Lesson 01 ended with a riddle: CLIP is near a coin on who stands left of whom. One reason may lie in the image tower.
+# Lesson 01 ended with a riddle: CLIP is near chance on who stands left of whom. One reason may lie in the image tower.
 # Every patch is *told* its position at the input. Does it still know it at the output?
 #
 # A **linear probe** finds out: freeze the tower, and fit a straight linear map (ridge regression) from the tokens of
@@ -566,7 +566,7 @@ with drawing.style():
     plt.show()
 
 # %% [markdown] slideshow={"slide_type": "subslide"}
-# Each dot is a patch (every second is shown), drawn where the probe believes it to be; the mesh joins the means of neighbouring patches. A
+# Each dot is a patch (every second is shown), drawn where the probe believes it to be; the mesh joins the means of neighboring patches. A
 # tower that knows its places gives a straight grid with dots close to it.
 #
 # The untrained tower still has nearly all of it: the positions were just added. CLIP's training **washes much of
@@ -584,7 +584,7 @@ print("where a patch is: easier to read after training with boxes than after CLI
 # The paper takes its parts away one by one. Here, from scratch, three seeds each, with contrast, matching and boxes
 # (`python tools/experiments.py xvlm_ablation`): everything; no box loss; no single things ("a heart"); no regions with
 # more than the bare thing ("a red heart", "a heart left of a dog"). All see the same number of batches, every other one
-# of plain pairs, and each pair brings a false caption for matching.
+# of plain pairs, and each pair has a negative caption for matching.
 
 # %%
 ablation = by_variant("xvlm_ablation")
@@ -596,7 +596,7 @@ drawing.bars_with_spread(
 # *What we see.*
 #
 # * **The boxes teach relations.** With the box loss the model begins to tell who stands where (about .6 on turned
-#   relations, .6 to .7 on swaps). Without it, it is still a coin, though it got the same false captions to learn from: its
+#   relations, .6 to .7 on swaps). Without it, it is still at chance, though it got the same negative captions to learn from: its
 #   patches need not know where they are.
 # * **It takes phrases that speak of places.** Without "a heart left of a dog", whose box cannot be found without reading
 #   *left of*, the boxes alone teach no relations, and grounding is far worse.
@@ -618,7 +618,7 @@ image_config = XVLMConfig.nano(len(tokenizer)).image
 for name, image in {"sine waves": image_config, "learned": replace(image_config, sincos_positions=False)}.items():
     if profile() != "quick":
         torch.manual_seed(0)
-        other = replace(recipe, preset="nano", config=recipe.config | {"image": image}).build(XVLM, len(tokenizer))
+        other = replace(recipe, preset="nano", config=recipe.config | {"image": image}).build(XVLM, tokenizer)
         fit(other, batches, recipe.settings(steps=150))
         print(name, grounding(other, validation, tokenizer)["Acc@0.5"])
 
@@ -649,7 +649,7 @@ print("on photographs it fails")
 # %% [markdown]
 # It fails, and we should not be surprised. It knows the word *cat*, but only as a flat yellow face. *Coffee* it
 # has never read; such words fall to pieces that mean nothing to it. And nearly every thing of its world is a quarter to two
-# fifths of the picture's side, so most of its boxes are small, though a cat may fill the whole photo. It has learnt
+# fifths of the picture's side, so most of its boxes are small, though a cat may fill the whole photo. It has learned
 # our little world, not the one outside the window.
 #
 # What does carry over is everything but the weights: regions as patches, the losses, the measures, the widgets. Point
@@ -660,7 +660,7 @@ print("on photographs it fails")
 # # Exercises
 # Each has a check that says which property failed. Solutions are in the executed notebook.
 #
-# ## 1 · From centres to IoU *(easy, 15 minutes)*
+# ## 1 · From centers to IoU *(easy, 15 minutes)*
 # Boxes are `(cx, cy, w, h)`. Compare box `i` of `a` with box `i` of `b`.
 # *Hint:* corners first. What do two boxes share that do not touch?
 
@@ -685,7 +685,7 @@ exercise.check_iou(my_iou)
 
 # %% tags=["exercise"]
 def my_giou(a, b):
-    """a, b (R, 4) as cx, cy, w, h. Returns the generalised IoU of equal rows, (R,)."""
+    """a, b (R, 4) as cx, cy, w, h. Returns the generalized IoU of equal rows, (R,)."""
     ### BEGIN SOLUTION
     a_corners, b_corners = to_corners(a), to_corners(b)
     low, high = torch.minimum(a_corners, b_corners)[:, :2], torch.maximum(a_corners, b_corners)[:, 2:]

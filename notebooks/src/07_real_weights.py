@@ -11,7 +11,7 @@
 # # 07 · Real weights, real photographs
 #
 # **The question.** Six papers have been built and trained, all of them on a world of emoji. The classes are the papers' own,
-# only small. So the weights that the authors published, learnt from millions of photographs, should fit into the very same
+# only small. So the weights that the authors published, learned from millions of photographs, should fit into the very same
 # classes. Do they? And what do these models see in a photograph: in ours, and in **yours**?
 #
 # One line loads them: `load("clip", "openai/clip-vit-base-patch32")`. You will name what is in a picture without having
@@ -32,23 +32,24 @@ from PIL import Image, ImageOps
 from minivlp.data.batch import Sample
 from minivlp.data.folders import Photos
 from minivlp.data.scenes import Scenes
-from minivlp.data.text import load_tokenizer, words
+from minivlp.data.text import group_words, load_tokenizer
+from minivlp.device import profile
 from minivlp.evaluation.grounding import attention_in_box
 from minivlp.evaluation.matching import counterfactual, masked_words
 from minivlp.evaluation.retrieval import zero_shot
 from minivlp.evaluation.score import Scores, bootstrap
-from minivlp.machine import profile
-from minivlp.models import MODELS
+from minivlp.layers.generation import DecodingConfig
+from minivlp.papers import paper
 from minivlp.pretrained import load, save_pretrained
 from minivlp.pretrained.files import in_cache
-from minivlp.training.checkpoint import load_model, shipped
+from minivlp.training.checkpoint import bundled, load_model
 from minivlp.visualize import attention, drawing
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## You decide what is downloaded
 # Nothing of the kind comes with minivlp. With `ASK_THE_HUB` the cells below fetch five models from the model hub, once:
 # **about 3.4 GB in all**, kept in its cache, and about as much memory while they run. Set it to `False`, or choose the
-# profile `quick`, and **nothing goes to the network**: our shipped nano models take their place. This page was made in that
+# profile `quick`, and **nothing goes to the network**: our bundled nano models take their place. This page was made in that
 # way. On emoji they do well, on photographs they fail, and you will see how.
 #
 # A path in `MY_PICTURE` makes your own photograph the thirteenth. It stays on your machine. Instead of a name on the hub, a
@@ -70,7 +71,7 @@ if not ASK_THE_HUB:
 # %% [markdown] slideshow={"slide_type": "subslide"}
 # What is in the cache is not asked for again. For the rest, one small question with a short patience tells whether the hub
 # can be reached at all. (When the released models load you will be warned that parts are missing: the one that writes
-# has no head that judges, and so on. We ask of each only what it has learnt.)
+# has no head that judges, and so on. We ask of each only what it has learned.)
 
 # %% tags=["nbval-check-output"]
 def unreachable():
@@ -88,9 +89,10 @@ def unreachable():
 
 
 def stand_ins(folder):
-    """Our shipped nano models in folders that `load` reads, under the names of `HUB`."""
+    """Our bundled nano models in folders that `load` reads, under the names of `HUB`."""
     for family in ("clip", "vilt", "blip"):
-        save_pretrained(load_model(MODELS[family], shipped(f"{family}_nano")), folder / family, load_tokenizer())
+        model = load_model(paper(family).model_class(), bundled(f"{family}_nano"))
+        save_pretrained(model, folder / family, load_tokenizer())
     return {name: folder / name.split("_")[0] for name in HUB}
 
 
@@ -152,7 +154,7 @@ drawing.similarity_matrix(chances.numpy(), NAMES, [sample.image for sample in sa
 # %%
 hits = (chances.argmax(dim=1)[: len(photos)] == torch.arange(len(photos))).float()
 single = Scenes(100, split="all", seed=11, size=clip.model.config.image.image_size, objects=(1, 1))
-nouns = sorted({single.scene(row).things[0].noun for row in range(len(single))})
+nouns = sorted({single.scene(row).objects[0].noun for row in range(len(single))})
 with clip.on_our_pixels():
     named = zero_shot(clip.model, single, clip.tokenizer, nouns, ["a {}", "a picture of a {}"], batch_size=20)
 both = Scores({"photographs": bootstrap(hits.numpy(), 1 / len(NAMES)), "emoji": named["top-1"]})
@@ -167,8 +169,8 @@ else:
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## ViLT fills in the blank
-# One word of a sentence is hidden; which is it (lesson 02)? Blue: its three best guesses. The grey bar is its first guess with
-# a **grey picture**: what the sentence alone gives away. Where both say the same, nobody has looked.
+# One word of a sentence is masked; which is it (lesson 02)? Blue: its three best guesses. The gray bar is its first guess with
+# a **gray picture**: what the sentence alone gives away. Where both say the same, nobody has looked.
 
 # %%
 BLANKS = [(1, "a close-up of a striped [MASK]", "cat"), (2, "a cup on a red [MASK]", "saucer"),
@@ -180,20 +182,20 @@ def best_words(loaded, pictures, texts, k=3):
     """The k likeliest words behind the [MASK] of each text, with their probabilities."""
     given = loaded(pictures, texts)
     with torch.no_grad():
-        told = loaded.model.fill(**given)[given["ids"] == loaded.tokenizer.mask_token_id]  # (B, V)
-    best = told.softmax(dim=-1).topk(k)
+        logits = loaded.model.mlm_logits(**given)[given["text"].ids == loaded.tokenizer.mask_token_id]  # (B, V)
+    best = logits.softmax(dim=-1).topk(k)
     return [[(loaded.tokenizer.decode([i]).strip(), p) for i, p in zip(*row, strict=True)]
             for row in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
 
 
-rows, texts, hidden = zip(*BLANKS, strict=True)
+rows, texts, masked = zip(*BLANKS, strict=True)
 vilt = loaded["vilt_words"]
 guesses = best_words(vilt, [pictures[row] for row in rows], list(texts))
-blind = best_words(vilt, [Image.new("RGB", pictures[row].size, "grey") for row in rows], list(texts), k=1)
+blind = best_words(vilt, [Image.new("RGB", pictures[row].size, "gray") for row in rows], list(texts), k=1)
 with drawing.style():
     figure, axes = plt.subplots(2, len(rows), figsize=(9, 3.4), layout="constrained", height_ratios=[1, 1.1], dpi=80)
-    for (top, ax), row, text, sharp, grey in zip(axes.T, rows, texts, guesses, blind, strict=True):
-        found = sharp + grey
+    for (top, ax), row, text, sharp, gray in zip(axes.T, rows, texts, guesses, blind, strict=True):
+        found = sharp + gray
         top.imshow(pictures[row]), top.axis("off")
         ax.barh(range(4), [p for _, p in found], height=0.3, color=[drawing.BLUE] * 3 + [drawing.INK])
         for y, (word, _) in enumerate(found):
@@ -204,13 +206,13 @@ with drawing.style():
     plt.show()
 
 # %% [markdown] slideshow={"slide_type": "subslide"}
-# Hidden words of emoji captions, with the right picture, with another's, and with none: as lesson 02 measures it.
+# Masked words of emoji captions, with the right picture, with another's, and with none: as lesson 02 measures it.
 
 # %%
 emoji = Scenes(60, split="test", seed=7, size=vilt.model.config.image.image_size)
 with vilt.on_our_pixels():
     filled = masked_words(vilt.model, emoji, vilt.tokenizer, batch_size=15)
-filled_photos = np.array([found[0][0] == word for found, word in zip(guesses, hidden, strict=True)], dtype=float)
+filled_photos = np.array([found[0][0] == word for found, word in zip(guesses, masked, strict=True)], dtype=float)
 Scores({"photographs, right picture": bootstrap(filled_photos, 0.0)} | {f"emoji, {name}": s for name, s in filled.items()})
 
 # %% [markdown] slideshow={"slide_type": "slide"}
@@ -227,7 +229,8 @@ PROMPT = "a picture of" if released else ""
 def write(loaded, pictures, prompt=PROMPT):
     """One caption per picture, without the prompt."""
     start = loaded.tokenizer(prompt, add_special_tokens=False, return_tensors="pt")["input_ids"][0] if prompt else None
-    ids = loaded.model.generate(loaded(pictures)["images"], start, beams=3, min_length=5, max_length=20)
+    decoding = DecodingConfig(beams=3, min_length=5, max_length=20)
+    ids = loaded.model.generate(loaded(pictures)["images"], start, decoding)
     said = loaded.tokenizer.batch_decode(ids.tolist(), skip_special_tokens=True)
     return [text.strip().removeprefix(prompt).strip() for text in said]
 
@@ -262,9 +265,9 @@ PAIRS = [  # picture, what is changed, true, false
     (1, "object", "a striped cat", "a striped dog"),
     (11, "object", "a flower in front of leaves", "a butterfly in front of leaves"),
     (9, "object", "an old woman in a uniform", "an old man in a uniform"),
-    (0, "colour", "a woman in an orange suit", "a woman in a green suit"),
-    (2, "colour", "a cup on a red saucer", "a cup on a blue saucer"),
-    (4, "colour", "a man in a dark coat", "a man in a white coat"),
+    (0, "color", "a woman in an orange suit", "a woman in a green suit"),
+    (2, "color", "a cup on a red saucer", "a cup on a blue saucer"),
+    (4, "color", "a man in a dark coat", "a man in a white coat"),
     (6, "count", "many coins", "two coins"),
     (3, "count", "one rocket", "three rockets"),
     (0, "relation", "a helmet to the right of a woman", "a helmet to the left of a woman"),
@@ -283,7 +286,7 @@ def fits(loaded, pictures, texts):
     with torch.no_grad():
         if hasattr(loaded.model, "match"):
             return loaded.model.match(**given)
-        images, texts = loaded.model.embed_images(given["images"]), loaded.model.embed_texts(given["ids"], given["mask"])
+        images, texts = loaded.model.embed_images(given["images"]), loaded.model.embed_texts(given["text"])
         return (images * texts).sum(dim=-1)
 
 
@@ -304,7 +307,7 @@ with drawing.style():
     plt.show()
 
 # %% [markdown]
-# Fourteen pairs are few: with a coin one would have seven ticks, and ten or more about once in eleven times. So:
+# Fourteen pairs are few: by chance one would have seven ticks, and ten or more about once in eleven times. So:
 
 # %% tags=["nbval-ignore-output"]
 Scores({name: bootstrap(right.float().numpy(), 0.5) for name, right in prefers.items()})
@@ -316,7 +319,7 @@ Scores({name: bootstrap(right.float().numpy(), 0.5) for name, right in prefers.i
 # word has its own scale; the dashed boxes are where cup, saucer and spoon are.
 
 # %%
-LOOKS = [  # picture, caption, word -> number of its box
+ASKED = [  # picture, caption, word -> number of its box
     (2, "a coffee cup and a spoon on a red saucer", {"cup": 0, "saucer": 1, "spoon": 2}),
     (0, "a woman with a helmet in front of a flag and a shuttle", {"woman": 0, "helmet": 1, "shuttle": 2, "flag": 3}),
     (4, "a man with a camera on a tripod", {"man": 0, "camera": 1, "tripod": 2}),
@@ -324,17 +327,17 @@ LOOKS = [  # picture, caption, word -> number of its box
 ]
 
 
-def looks(loaded, picture, text, wanted):
+def maps_of(loaded, picture, text, wanted):
     """What speaks for the match of picture and text, on the grid of patches, for each wanted word: (n, rows, columns)."""
     given = loaded([picture], [text])
     layer = f"text.{max(0, 2 * loaded.model.config.text.layers // 3 - 1)}.cross"
     cam = attention.grad_cam(loaded.model, lambda: loaded.model.match(**given), [layer])[layer][0, :, 1:]  # (L, P)
-    places = dict(words(loaded.tokenizer, given["ids"][0]))
+    places = dict(group_words(loaded.tokenizer, given["text"].ids[0]))
     return attention.to_grid(torch.stack([cam[places[word]].mean(dim=0) for word in wanted]))
 
 
-found = [looks(loaded["blip_match"], pictures[row], text, wanted) for row, text, wanted in LOOKS]
-row, _, wanted = LOOKS[0]
+found = [maps_of(loaded["blip_match"], pictures[row], text, wanted) for row, text, wanted in ASKED]
+row, _, wanted = ASKED[0]
 maps = found[0] / found[0].amax(dim=(1, 2), keepdim=True).clamp(min=1e-20)  # each word on its own scale
 light(drawing.attention_figure(samples[row].image, list(wanted), maps.numpy(), [r.box for r in samples[row].regions]))
 
@@ -343,14 +346,14 @@ light(drawing.attention_figure(samples[row].image, list(wanted), maps.numpy(), [
 # box's share of the picture.
 
 # %% tags=["nbval-ignore-output"]
-boxes = torch.tensor([photos.regions(row)[i].box for row, _, wanted in LOOKS for i in wanted.values()])
+boxes = torch.tensor([photos.regions(row)[i].box for row, _, wanted in ASKED for i in wanted.values()])
 inside = attention_in_box(torch.cat(found) + 1e-12, boxes)  # the little bit: a map may be empty
 Scores({"share inside the word's box": inside})
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## The question of lessons 01 to 03, for the big ones
 # Emoji again, since of them all is known: a true caption, and the same with one fact changed. For each kind of change, how
-# often does the true one win? Our nano CLIP was close to a coin on who stands where. Is it size that it lacked, or is it the
+# often does the true one win? Our nano CLIP was close to chance on who stands where. Is it size that it lacked, or is it the
 # design? (For released models this takes some minutes on a CPU.)
 
 # %%
@@ -380,7 +383,7 @@ else:
 # %% tags=["nbval-ignore-output"]
 wrong_names = [NAMES[i] for i in range(len(photos)) if not hits[i]]
 failed = {"CLIP, naming": wrong_names}
-failed["ViLT, blanks"] = [word for word, right in zip(hidden, filled_photos, strict=True) if not right]
+failed["ViLT, blanks"] = [word for word, right in zip(masked, filled_photos, strict=True) if not right]
 failed |= {f"{name}, one fact": [text for text, right in zip(false, prefers[name], strict=True) if not right] for name in JUDGES}
 failed |= {f"{name}, emoji": [k for k, s in scores.items() if s.low <= 0.5] for name, scores in tested.items()}
 for who, what in failed.items():

@@ -190,7 +190,7 @@ def drive_attention(page, viewer, live):
     says(viewer, "No word and no patch is chosen.")
     word = words.get_by_role("button").last
     word.hover()
-    says(viewer, f"“{word.inner_text()}” looks most at row")
+    says(viewer, f"“{word.inner_text()}” attends most to row")
     page.mouse.move(2, 2)
     says(viewer, "No word and no patch is chosen.")
     word.click()
@@ -211,7 +211,7 @@ def drive_attention(page, viewer, live):
     assert float(re.search(share, viewer.get_by_role("status").inner_text())[1]) > float(re.search(share, before)[1])
     viewer.get_by_label("Temperature").fill("0")
     page.mouse.click(*at(canvas, 0.3, 0.6))
-    says(viewer, "is looked at most by")
+    says(viewer, "gets most attention from")
     fill = words.get_by_role("button").evaluate_all(
         "all => all.map((b) => parseInt(b.style.getPropertyValue('--share')))"
     )

@@ -1,4 +1,4 @@
-"""The four widgets, driven as a reader drives them: in JupyterLab with a kernel, and in a static page without one."""
+"""The widgets, driven as a reader drives them: in JupyterLab with a kernel, and in a static page without one."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_curves_grow_and_the_stop_button_keeps_them(page):
     # a browser-side answer while the kernel is busy: this is what the sliders are built for
     viewer = page.locator(".mvlp-attention")
     viewer.get_by_role("button", name="blue").click()
-    says(viewer, "“blue” looks most at row 6, column 6")
+    says(viewer, "“blue” attends most to row 6, column 6")
     curves.scroll_into_view_if_needed()
     page.screenshot(path=SHOTS / "lab_training.png")
     page.locator('[data-command="notebook:interrupt-kernel"]').first.click()
@@ -84,20 +84,20 @@ def test_attention_follows_words_patches_and_sliders(page):
     viewer.get_by_role("button", name="Start again").click()
     says(viewer, "No word and no patch is chosen.")
     viewer.get_by_role("button", name="disc").hover()
-    says(viewer, "“disc” looks most at row 3, column 3")
+    says(viewer, "“disc” attends most to row 3, column 3")
     assert "falls in the box “red disc”" in viewer.get_by_role("status").inner_text()
     page.mouse.move(2, 2)
     says(viewer, "No word and no patch is chosen.")
     viewer.get_by_role("button", name="red").click()
-    says(viewer, "“red” looks most at row 1, column 8")  # the mean of the heads is led astray by head 2 …
+    says(viewer, "“red” attends most to row 1, column 8")  # head 2 dominates the mean of the heads
     head = viewer.get_by_label("Head")
     head.focus()
     page.keyboard.press("ArrowRight")
-    says(viewer, "“red” looks most at row 3, column 3")  # … and head 1 alone is not
+    says(viewer, "“red” attends most to row 3, column 3")  # head 1 alone
     layer = viewer.get_by_label("Layer")
     layer.focus()
     page.keyboard.press("ArrowLeft")
-    assert viewer.get_attribute("data-best") != "18"  # the first layer looks anywhere
+    assert viewer.get_attribute("data-best") != "18"  # the first layer has no preference
     page.keyboard.press("ArrowRight")
     share = r"(\d+(\.\d)?) % of its attention"
     before = re.search(share, viewer.get_by_role("status").inner_text())[1]
@@ -105,7 +105,7 @@ def test_attention_follows_words_patches_and_sliders(page):
     after = re.search(share, viewer.get_by_role("status").inner_text())[1]
     assert float(after) > 1.5 * float(before)
     page.mouse.click(*at(canvas, 0.7, 0.7))
-    says(viewer, "The patch at row 6, column 6 is looked at most by")
+    says(viewer, "The patch at row 6, column 6 gets most attention from")
     share_of = "buttons => buttons.map((b) => parseInt(b.style.getPropertyValue('--share')))"
     fill = viewer.locator(".mvlp-word").evaluate_all(share_of)
     assert min(fill[5:]) > 90 and max(fill[:5]) < 10  # "blue" and "square", and nothing else
@@ -128,7 +128,7 @@ def test_keys_stay_in_the_widget(page):
     viewer.get_by_role("button", name="red").focus()
     page.keyboard.press("ArrowRight")
     page.keyboard.press("Enter")
-    says(viewer, "“disc” looks most at")
+    says(viewer, "“disc” attends most to")
 
 
 def test_grounder_answers_phrases_and_boxes(page):
@@ -272,7 +272,7 @@ def test_static_page_is_alive_without_a_kernel(chromium, tmp_path, scheme):
         page.wait_for_function("() => document.querySelectorAll('[data-alive]').length === 5")
         v, g, c, r = (page.locator(f".mvlp-{name}") for name in ("attention", "grounder", "training", "retrieval"))
         v.get_by_role("button", name="square").click()
-        says(v, "“square” looks most at row 6, column 6")
+        says(v, "“square” attends most to row 6, column 6")
         flat = v.get_by_role("status").inner_text()
         v.get_by_label("Temperature").fill("-1")
         assert v.get_by_role("status").inner_text() != flat

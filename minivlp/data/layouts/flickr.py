@@ -1,4 +1,4 @@
-"""Flickr8k and Flickr30k, in any of the forms they are handed round in."""
+"""Flickr8k and Flickr30k, in any of the forms in which they are distributed."""
 
 from __future__ import annotations
 
@@ -6,23 +6,32 @@ import os
 import re
 from pathlib import Path
 
-from minivlp.data.damage import DataError, Fault, Report, clean_caption, clean_name, decode_text
-from minivlp.data.layouts.entries import SPLIT_NAMES, Entries, Entry, as_object, lines_of, list_of, read_json
+from minivlp.data.layouts.entries import (
+    SPLIT_NAMES,
+    Entries,
+    Entry,
+    read_json,
+    read_lines,
+    require_list,
+    require_object,
+)
+from minivlp.data.validation import DataError, EntryError, Report, clean_caption, clean_name, decode_text
 
 
 def flickr_file(root: Path) -> Path | None:
-    """The captions' file, here or one folder down (archives unpack so): Karpathy's JSON first, as it has the splits."""
+    """The file of captions, here or one folder down. Karpathy's JSON comes first, as it has the splits."""
     for pattern in ("dataset*.json", "*.token", "*.token.txt", "captions.txt", "results.csv"):
         found = sorted(root.glob(pattern)) + sorted(root.glob(f"*/{pattern}"))
         found = [path for path in found if path.is_file() and "lemma" not in path.name]
         if len(found) > 1:
-            raise DataError(f"{root}: both {found[0]} and {found[1]} hold captions. Name one: flickr:{found[0]}")
+            raise DataError(f"{root}: both {found[0]} and {found[1]} have captions. Name one: flickr:{found[0]}")
         if found:
             return found[0]
     return None
 
 
 def read_flickr(root: Path, file: Path, report: Report) -> list[Entry]:
+    """The entries of a file of captions, with the splits of Karpathy's JSON or of lists of names beside it."""
     if file.suffix == ".json":
         return list(_read_karpathy(file, report).values())
     entries = _read_caption_lines(file, report)
@@ -33,22 +42,22 @@ def read_flickr(root: Path, file: Path, report: Report) -> list[Entry]:
 def _read_karpathy(file: Path, report: Report) -> Entries:
     entries = Entries()
     short = file.relative_to(report.root)
-    for number, item in enumerate(list_of(read_json(file), "images", file)):
+    for number, item in enumerate(require_list(read_json(file), "images", file)):
         where = f"{short} images[{number}]"
         with report.entry(where):
-            name = clean_name(as_object(item).get("filename"))
+            name = clean_name(require_object(item).get("filename"))
             folder = item.get("filepath")  # COCO in Karpathy's splits has one
             name = clean_name(f"{folder}/{name}") if isinstance(folder, str) and folder else name
             sentences = item.get("sentences")
             if not isinstance(sentences, list) or not sentences:
-                raise Fault("no caption", "'sentences' is a list of at least one {\"raw\": caption}.")
-            captions = [clean_caption(as_object(sentence).get("raw")) for sentence in sentences]
+                raise EntryError("no caption", "'sentences' is a list of at least one {\"raw\": caption}.")
+            captions = [clean_caption(require_object(sentence).get("raw")) for sentence in sentences]
             split = SPLIT_NAMES.get(str(item.get("split", "")))
             if "split" in item and split is None:
-                raise Fault("unknown split", f"Found {item['split']!r:.60}, known are {', '.join(SPLIT_NAMES)}.")
+                raise EntryError("unknown split", f"Found {item['split']!r:.60}, known are {', '.join(SPLIT_NAMES)}.")
             if name in entries:
                 same = (entries[name].captions, entries[name].split) == (captions, split)
-                raise Fault("duplicate row", f"{name!r} stands above: keep one of the two.", harmless=same)
+                raise EntryError("duplicate row", f"{name!r} is also above: keep one of the two.", harmless=same)
             entry = entries.of(name, where)
             entry.captions, entry.split = captions, split
     return entries
@@ -58,7 +67,7 @@ def _read_caption_lines(file: Path, report: Report) -> Entries:
     """`name.jpg#0<TAB>caption`, or `image,caption`, or Kaggle's `image_name| number| comment`."""
     entries, seen = Entries(), set()
     split = None
-    for where, raw in lines_of(file, report):
+    for where, raw in read_lines(file, report):
         if split is None:
             start = raw.decode("utf-8", "replace").lstrip("\ufeff").lower()
             split = _token_line if "\t" in start else _piped_line if start.startswith("image_name|") else _comma_line
@@ -73,7 +82,7 @@ def _read_caption_lines(file: Path, report: Report) -> Entries:
             key = (name, number or caption)
             if key in seen:
                 same = not number or caption in entries[name].captions
-                raise Fault("duplicate row", "The same row stands above.", harmless=same)
+                raise EntryError("duplicate row", "The same row is above.", harmless=same)
             seen.add(key)
             entries.of(name, where).captions.append(caption)
     return entries
@@ -81,47 +90,47 @@ def _read_caption_lines(file: Path, report: Report) -> Entries:
 
 def _token_line(line: str) -> tuple[str, str, str]:
     name, tab, caption = line.partition("\t")
-    name, mark, number = name.rpartition("#")
-    if not tab or not mark or not number.strip().isdigit():
-        raise Fault("not a token line", "Write name.jpg#0, a tab, and the caption.")
+    name, separator, number = name.rpartition("#")
+    if not tab or not separator or not number.strip().isdigit():
+        raise EntryError("not a token line", "Write name.jpg#0, a tab, and the caption.")
     return name, number.strip(), caption
 
 
 def _comma_line(line: str) -> tuple[str, str, str]:
-    """The name ends at the first comma; commas and quotes of a caption need no care, as people's files have none."""
+    """The name ends at the first comma. The caption may have unquoted commas and quotes, as many such files do."""
     name, comma, caption = line.partition(",")
     if not comma:
-        raise Fault("wrong number of columns", "Write image,caption with a comma between them.")
+        raise EntryError("wrong number of columns", "Write image,caption with a comma between them.")
     caption = caption.strip()
     if caption.startswith('"') and caption.endswith('"') and len(caption) > 1:
         caption = caption[1:-1].replace('""', '"')
     elif caption.count('"') % 2:
-        raise Fault("quote not closed", "Close each quote on its own line.")
+        raise EntryError("quote not closed", "Close each quote on its own line.")
     return name.strip('"'), "", caption
 
 
 def _piped_line(line: str) -> tuple[str, str, str]:
     cells = line.split("|", 2)
     if len(cells) != 3 or not cells[1].strip().isdigit():
-        raise Fault("wrong number of columns", "Write image_name| number| comment.")
+        raise EntryError("wrong number of columns", "Write image_name| number| comment.")
     return cells[0], cells[1].strip(), cells[2]
 
 
 def _read_split_files(root: Path, file: Path, entries: Entries, report: Report) -> None:
-    """Lists of names such as Flickr_8k.trainImages.txt or test.txt; what none of them lists is in no split."""
+    """Read lists of names such as Flickr_8k.trainImages.txt or test.txt. An image in none of them is in no split."""
     stems = {os.path.splitext(name)[0]: name for name in entries}
     for path in sorted({*root.glob("*.txt"), *file.parent.glob("*.txt"), *root.glob("*/*.txt")}):
         match = re.search(r"(?:^|[._])(train|dev|val|validation|test)(?:images)?\.txt$", path.name.lower())
         if not match or path == file:
             continue
         split = SPLIT_NAMES[match[1]]
-        for where, raw in lines_of(path, report):
+        for where, raw in read_lines(path, report):
             with report.entry(where):
                 name = clean_name(decode_text(raw))
                 entry = entries.get(name) or entries.get(stems.get(name, ""))
                 if entry is None:
-                    raise Fault("no caption", f"{name!r} has none in {file.name}: add it there or delete this line.")
+                    raise EntryError("no caption", f"{name!r} is not in {file.name}: add it or delete this line.")
                 if entry.split not in (None, split):
                     remedy = f"{name!r} is in {entry.split} too: what is tested must be unseen."
-                    raise Fault("image in two splits", remedy)
+                    raise EntryError("image in two splits", remedy)
                 entry.split = split

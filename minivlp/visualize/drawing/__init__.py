@@ -1,10 +1,10 @@
 """Figures: scenes and boxes, heat maps, captions, experts, retrieval, training curves, scores over seeds, and the
-map of the family.
+family of models.
 
-Every function returns a matplotlib Figure and shows nothing by itself: as the last line of a cell it is displayed
-once, `figure.savefig("x.png")` keeps it; `draw_boxes` and `heat` draw into axes of yours. Backgrounds are
-transparent, and the ink is a grey that can be read on white and on black, so a figure suits a light and a dark
-notebook. Colours are Okabe and Ito's, which colour-blind readers tell apart; nothing is said by colour alone.
+Every function returns a matplotlib Figure and shows nothing by itself: as the last line of a cell it is displayed once,
+`figure.savefig("x.png")` saves it; `draw_boxes` and `heat` draw into given axes. Backgrounds are transparent, and text
+is in a gray that is readable on white and on black, for light and dark notebooks. Colors are Okabe and Ito's, which
+color-blind readers can tell apart; nothing is shown by color alone.
 """
 
 from minivlp.visualize.drawing.captions import caption_grid

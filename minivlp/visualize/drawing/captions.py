@@ -1,4 +1,4 @@
-"""What a model wrote: captions below their pictures, with the words that are wrong."""
+"""Generated captions below their pictures, wrong words marked."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def caption_grid(
     missing: Sequence[Sequence[str]] | None = None,
     columns: int = 4,
 ) -> Figure:
-    """Pictures with what was written of them below: wrong words are red, bold, and have a wavy line below.
+    """Pictures with a caption below each: wrong words are red, bold and underlined with a wavy line.
 
-    captions: of each picture the words, each with whether it states something wrong, as `evaluation.facts.proofread`
-    has them. `missing`: of each what the caption leaves out; where it is given, a tick stands below a caption that has
-    nothing wrong and leaves nothing out. Raises ValueError where the numbers differ.
+    captions: for each picture the words, each with whether it is wrong, as `evaluation.facts.proofread` returns them.
+    missing: for each picture the facts that the caption leaves out; where it is given, a caption without errors and
+    without omissions gets a tick. Raises ValueError where the numbers differ.
     """
     if len(captions) != len(images) or (missing is not None and len(missing) != len(images)):
-        raise ValueError(f"{len(images)} pictures: give a caption, and a list of what is missing, for each")
+        raise ValueError(f"{len(images)} pictures need as many captions, and as many lists of what is missing")
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     with style():
@@ -61,11 +61,11 @@ def _lines(words: Marked, width: int) -> list[list[tuple[str, bool]]]:
 
 
 def _word(word: str, wrong: bool) -> TextArea:
-    look = {"color": INK, "size": 9}
+    text_style = {"color": INK, "size": 9}
     if wrong:
         wave = {"boxstyle": _wave, "fc": "none", "ec": VERMILION, "lw": 1.2}
-        look |= {"color": VERMILION, "weight": "bold", "bbox": wave}
-    return TextArea(printable(word), textprops=look)
+        text_style |= {"color": VERMILION, "weight": "bold", "bbox": wave}
+    return TextArea(printable(word), textprops=text_style)
 
 
 def _wave(x: float, y: float, width: float, height: float, size: float) -> Path:

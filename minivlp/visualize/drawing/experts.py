@@ -1,4 +1,5 @@
-"""A transformer with experts: who handled which token, what learns in which stage, which word looks at which."""
+"""A transformer with experts: which expert handled which token, what is trained in which stage, which word attends to
+which."""
 
 from __future__ import annotations
 
@@ -13,25 +14,25 @@ from matplotlib.patches import Patch, Rectangle
 
 from minivlp.visualize.drawing.ink import BLUE, GREEN, INK, ORANGE, PURPLE, WIDTH, new_figure, printable, style
 
-EXPERTS = {  # name in the model: letter, colour, what the legend says
+EXPERTS = {  # name in the model: letter, color, what the legend says
     "text": ("T", ORANGE, "text expert"),
     "image": ("I", BLUE, "image expert"),
     "vl": ("V", GREEN, "vision-language expert"),
-    "shared": ("S", PURPLE, "one for all"),
+    "shared": ("S", PURPLE, "one expert for all"),
 }
 ATTENTION = 0.16  # height of the attention's band, where a layer is 1 high
 
-Run = tuple[int, int, str]  # equal neighbours: from, to (not included), what they are
+Run = tuple[int, int, str]  # equal neighbors: from, to (not included), what they are
 
 
 def expert_figure(routes: Mapping[str, Sequence[Sequence[str]]], tokens: Mapping[str, Sequence[str]]) -> Figure:
     """Which expert handled which token: a panel for each route, layers from below, tokens from left to right.
 
-    routes[name][layer][token] is the expert's name, as `training.stages.expert_map` reads it off a model; tokens[name]
-    has a label for each token. Equal labels side by side (64 patches) share one label and are drawn narrower. Letter
-    and colour say the same. The grey band below each layer is attention, which all tokens of a route share.
+    routes[name][layer][token] is the expert's name, as `visualize.attention.expert_map` records it; tokens[name] has a
+    label for each token. Equal labels side by side (64 patches) share one label and are drawn narrower. Letter
+    and color say the same. The gray band below each layer is attention, whose weights all tokens share.
 
-    Raises ValueError when a layer has not one expert for each token.
+    Raises ValueError where a layer does not have one expert for each token.
     """
     edges = {name: _edges(tokens[name]) for name in routes}  # (N + 1,) each: where each token begins and ends
     for name, layers in routes.items():
@@ -49,7 +50,7 @@ def expert_figure(routes: Mapping[str, Sequence[Sequence[str]]], tokens: Mapping
             ax.set_yticks([])
         used = {expert for layers in routes.values() for row in layers for expert in row}
         keys = [Patch(color=EXPERTS[name][1], label=_meaning(name)) for name in EXPERTS if name in used]
-        keys.append(Patch(color=INK, alpha=0.5, label="attention, one for all tokens"))
+        keys.append(Patch(color=INK, alpha=0.5, label="attention, shared by all tokens"))
         figure.legend(handles=keys, loc="outside upper left", ncols=len(keys), fontsize=9)
     return figure
 
@@ -84,7 +85,7 @@ def _route(ax: Axes, layers: Sequence[Sequence[str]], labels: Sequence[str], edg
 
 
 def runs(items: Sequence[str]) -> Iterator[Run]:
-    """Equal neighbours: where they begin, where they end (not included), and what they are."""
+    """Equal neighbors: where they begin, where they end (not included), and what they are."""
     end = 0
     for item, same in groupby(items):
         start, end = end, end + len(list(same))
@@ -97,11 +98,11 @@ def _meaning(name: str) -> str:
 
 
 def frozen_table(stages: Mapping[str, Mapping[str, tuple[int, int]]]) -> Figure:
-    """What learns in which stage: a row for each component, a column for each stage.
+    """What is trained in which stage: a row for each component, a column for each stage.
 
-    stages[stage][component] is (how many numbers learn, how many there are), as `training.stages.trainable` counts
-    them; a component that takes no part in a stage is left out of it. A full dot: it learns. An empty one: it works
-    but is frozen. A half one: of its numbers only so many learn. A dash: it takes no part. Below, the sums.
+    stages[stage][component] is (trainable parameters, all parameters), as `training.stages.trainable` counts them; a
+    component that takes no part in a stage is left out of it. A full dot: trained. An empty dot: used, but frozen. A
+    half dot: partly trained, with the number of trained parameters. A dash: not used. The last row has the sums.
     """
     sizes = {component: have for counts in stages.values() for component, (_, have) in counts.items()}
     rows, columns = list(sizes), list(stages)
@@ -124,37 +125,37 @@ def frozen_table(stages: Mapping[str, Mapping[str, tuple[int, int]]]) -> Figure:
             ax.text(x, len(rows), thousands(count), ha="right" if x < 0 else "center", va="center", fontsize=9)
         for y in range(len(rows) + 1):
             ax.axhline(y - 0.5, color=INK, alpha=0.3 if y < len(rows) else 1, lw=0.6)
-        ax.set_yticks(range(len(rows) + 1), [*(printable(component) for component in rows), "all that learn"])
+        ax.set_yticks(range(len(rows) + 1), [*(printable(component) for component in rows), "trained in all"])
         ax.set_xticks(range(len(columns)), [printable(stage) for stage in columns], fontweight="bold")
         ax.xaxis.tick_top()
         ax.tick_params(length=0)
         ax.set(xlim=(-1, len(columns) - 0.5), ylim=(len(rows) + 0.5, -0.6))
         ax.spines[:].set_visible(False)
-        marks = (("full", "learns"), ("none", "works, but is frozen"))
+        marks = (("full", "trained"), ("none", "used, but frozen"))
         keys = [Line2D([], [], marker="o", color=GREEN, fillstyle=fill, ls="", ms=9, mew=1.4, label=label)
                 for fill, label in marks]  # fmt: skip
-        keys.append(Line2D([], [], marker="_", color=INK, ls="", ms=8, label="takes no part"))
+        keys.append(Line2D([], [], marker="_", color=INK, ls="", ms=8, label="not used"))
         figure.legend(handles=keys, loc="outside lower center", ncols=3, fontsize=9)
     return figure
 
 
 def thousands(count: int) -> str:
-    """A count as a reader wants it: 3 M, 1.3 M, 132 k, 256."""
+    """A rounded count: 3 M, 1.3 M, 132 k, 256."""
     if count < 1000:
         return str(count)
     return f"{count / 1e3:.0f} k" if count < 999_500 else f"{count / 1e6:.1f} M"
 
 
 def word_attention(words: Sequence[str], maps: Mapping[str, np.ndarray]) -> Figure:
-    """Which word (row) looks at which (column): a square for each of `maps` (L, L), all on one scale from zero up.
+    """Which word (row) attends to which (column): a square for each of `maps` (L, L), all on the same scale from zero.
 
-    A row that sums to less than one gives the rest to tokens that are not shown. Raises ValueError where the words and
-    a map do not fit.
+    A row that sums to less than one gives the rest to tokens that are not shown. Raises ValueError where a map has
+    another size than the words.
     """
     found = {name: np.asarray(weights, dtype=np.float32) for name, weights in maps.items()}
     for name, weights in found.items():
         if weights.shape != (len(words),) * 2:
-            raise ValueError(f"{name} is {weights.shape}; {len(words)} words ask for ({len(words)}, {len(words)}).")
+            raise ValueError(f"{name} is {weights.shape}; {len(words)} words need ({len(words)}, {len(words)}).")
     top = max(float(weights.max()) for weights in found.values())
     labels, columns = [printable(word) for word in words], min(len(found), 4)
     rows = -(-len(found) // columns)

@@ -1,4 +1,4 @@
-"""The family's map: where each design does its work."""
+"""The family of models: where each design spends its computation."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from minivlp.visualize.drawing.ink import BLUE, GREEN, INK, ORANGE, WIDTH, new_f
 FAMILY = (
     ("VSE", "2013-18", 3.0, 1.2, 0.3, ("deep CNN", "GRU", "dot product")),
     ("CLIP", "2021", 3.0, 3.0, 0.3, ("transformer", "transformer", "dot product")),
-    ("UNITER", "2019", 3.4, 0.4, 2.4, ("region\ndetector", "word table", "transformer")),
-    ("ViLT", "2021", 0.4, 0.4, 3.2, ("linear layer", "word table", "transformer")),
+    ("UNITER", "2019", 3.4, 0.4, 2.4, ("region\ndetector", "embedding", "transformer")),
+    ("ViLT", "2021", 0.4, 0.4, 3.2, ("linear layer", "embedding", "transformer")),
     ("ALBEF", "2021", 3.0, 1.6, 1.6, ("transformer", "transformer", "cross-attention")),
 )
 
 
 def taxonomy() -> Figure:
-    """Where the work is done: image encoder (VE), text encoder (TE) and modality interaction (MI) in five designs.
+    """Where the computation is: image encoder (VE), text encoder (TE) and modality interaction (MI) in five designs.
 
     Heights show which part is heavier, not FLOPs. The first four columns are the types of Kim et al. 2021 (ViLT,
-    figure 2); the fifth aligns first and fuses then.
+    figure 2); the fifth aligns the towers before it fuses them.
     """
-    parts = ((BLUE, "VE", "image encoder"), (ORANGE, "TE", "text encoder"), (GREEN, "MI", "where the two meet"))
+    parts = ((BLUE, "VE", "image encoder"), (ORANGE, "TE", "text encoder"), (GREEN, "MI", "interaction of both"))
     step, wide, gap = 2.6, 1.12, 0.08
     with style():
         figure, axes = new_figure(1, 1, WIDTH, 4.3)
@@ -41,9 +41,9 @@ def taxonomy() -> Figure:
                 arrow = {"arrowstyle": "-|>", "mutation_scale": 9, "color": INK, "shrinkA": 0, "shrinkB": 0}
                 ax.add_patch(FancyArrowPatch((x + wide / 2, height + 0.04), (x + wide / 2, roof - 0.04), **arrow))
             _block(ax, left, roof, 2 * wide + gap, mi, parts[2][0], parts[2][1], made_of[2])
-            centre = left + wide + gap / 2
-            ax.text(centre, -0.75, name, ha="center", va="center", fontsize=12, fontweight="bold")
-            ax.text(centre, -1.12, f"{year}\n{_order(ve, te, mi)}", ha="center", va="top", fontsize=9)
+            center = left + wide + gap / 2
+            ax.text(center, -0.75, name, ha="center", va="center", fontsize=12, fontweight="bold")
+            ax.text(center, -1.12, f"{year}\n{_order(ve, te, mi)}", ha="center", va="top", fontsize=9)
         for i, (color, short, meaning) in enumerate(parts):
             ax.text(0.2 + 4.3 * i, 6.65, f"{short}  {meaning}", color=INK, va="center", fontsize=9.5)
             ax.add_patch(Rectangle((-0.05 + 4.3 * i, 6.56), 0.18, 0.18, fc=color))

@@ -1,4 +1,4 @@
-"""The look of all figures: ink, colours and fonts, and the picture that others are drawn onto."""
+"""What all figures share: colors, fonts, line wrapping, and an image without ticks."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ CHINESE_FONTS = (
 
 @contextmanager
 def style() -> Iterator[None]:
-    """The look of all figures here; wrap your own plotting code in it."""
-    look = {
+    """The style of all figures here, as a context for your own plotting code."""
+    settings = {
         "figure.facecolor": "none",
         "axes.facecolor": "none",
         "savefig.facecolor": "none",
@@ -47,7 +47,7 @@ def style() -> Iterator[None]:
         "image.interpolation": "nearest",
     }
     ink = "text.color axes.edgecolor axes.labelcolor axes.titlecolor xtick.color ytick.color grid.color".split()
-    with plt.rc_context({**look, **dict.fromkeys(ink, INK)}):
+    with plt.rc_context({**settings, **dict.fromkeys(ink, INK)}):
         yield
 
 
@@ -60,12 +60,13 @@ def fonts() -> list[str]:
 
 @cache
 def glyphs() -> frozenset[int]:
+    """The characters that our fonts have, as code points."""
     files = [font_manager.findfont(name) for name in fonts()]
     return frozenset(code for file in files for code in font_manager.get_font(file).get_charmap())
 
 
 def printable(text: str) -> str:
-    """The text with a hollow square for every character that no font here can draw; says so once."""
+    """The text with a hollow square for every character that no installed font has; warns once."""
     if all(ord(letter) in glyphs() or letter.isspace() for letter in text):
         return text
     warn_of_missing_font()
@@ -74,6 +75,7 @@ def printable(text: str) -> str:
 
 @cache
 def warn_of_missing_font() -> None:
+    """Warn, the first time only."""
     warnings.warn(
         "No font on this machine can draw some characters (Chinese?); they are shown as squares. "
         "Install one, such as Noto Sans CJK, and start Python anew.",
@@ -89,8 +91,12 @@ def wrap(text: str, width: int) -> str:
     return "\n".join(textwrap.wrap(text, width)) or " "
 
 
-def new_figure(rows: int, columns: int, width: float, height: float, **more: Any) -> tuple[Figure, np.ndarray]:
-    figure, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False, layout="constrained", **more)
+def new_figure(
+    rows: int, columns: int, width: float, height: float, **subplot_options: Any
+) -> tuple[Figure, np.ndarray]:
+    """A figure of width x height inches, and its axes (rows, columns); further options as in `plt.subplots`."""
+    options = {"squeeze": False, "layout": "constrained"} | subplot_options
+    figure, axes = plt.subplots(rows, columns, figsize=(width, height), **options)
     plt.close(figure)  # returned, not shown: a notebook would otherwise show it twice
     return figure, axes
 

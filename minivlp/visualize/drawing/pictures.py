@@ -1,4 +1,4 @@
-"""Pictures with what is in them: scenes, boxes, and where a word looks."""
+"""Pictures with their boxes, and heat maps of what a word attends to."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from minivlp.visualize.drawing.ink import HEAT, PALETTE, WIDTH, new_figure, prin
 
 
 def show_scenes(samples: Sequence[Any], columns: int = 4, boxes: bool = False) -> Figure:
-    """Samples in a grid, each with its first caption below; `boxes` frames what is named, each place once."""
+    """Samples in a grid, each with its first caption below; `boxes` draws the boxes of its phrases, each once."""
     columns = min(columns, len(samples))
     rows = -(-len(samples) // columns)
     with style():
@@ -44,7 +44,7 @@ def _one_per_place(regions: Sequence[Region]) -> list[Region]:
 
 
 def draw_boxes(ax: Axes, image: np.ndarray, regions: Sequence[Region], predicted: Sequence[Box] | None = None) -> None:
-    """The image with a solid box and its phrase per region; `predicted[i]`, dashed, is what a model said for it."""
+    """The image with a solid box and its phrase per region; `predicted[i]`, dashed, is a model's box for region i."""
     show_image(ax, image)
     halo = [withStroke(linewidth=4, foreground="white")]
     for i, region in enumerate(regions):
@@ -75,17 +75,17 @@ def _corner(box: Box) -> tuple[float, float]:
 
 
 def heat(ax: Axes, image: np.ndarray, weights: np.ndarray, top: float | None = None) -> Any:
-    """A map (rows, columns) over the image: grey where nothing is, glowing where the weight is.
+    """A map (rows, columns) over the gray image, brighter where the weight is larger.
 
-    `top` is the weight that glows fully, by default the map's own maximum; give the same to maps that are compared.
-    Returns the drawn map, for a colour bar.
+    `top` is the weight of the brightest color, by default the map's maximum; give the same to maps that are compared.
+    Returns the drawn map, for a color bar.
     """
     weights = np.asarray(weights, dtype=np.float32)
     top = float(weights.max()) if top is None else top
     side = tuple(max(256, n) for n in image.shape[1::-1])
     smooth = np.asarray(Image.fromarray(weights).resize(side, Image.Resampling.BICUBIC)).clip(0, None)
-    grey = np.asarray(Image.fromarray(image).convert("L"), dtype=np.float32) / 255
-    show_image(ax, np.repeat((0.25 + 0.55 * grey)[..., None], 3, axis=-1))
+    gray = np.asarray(Image.fromarray(image).convert("L"), dtype=np.float32) / 255
+    show_image(ax, np.repeat((0.25 + 0.55 * gray)[..., None], 3, axis=-1))
     share = (smooth / (top or 1)).clip(0, 1)
     whole = {"extent": (0, 1, 1, 0), "aspect": image.shape[0] / image.shape[1]}
     return ax.imshow(smooth, cmap=HEAT, vmin=0, vmax=top or 1, alpha=0.8 * share**0.7, **whole)

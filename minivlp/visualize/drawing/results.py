@@ -1,4 +1,4 @@
-"""What training and evaluation found: curves over the steps, scores over the seeds."""
+"""Results: training curves over the steps, scores over the seeds."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from minivlp.visualize.drawing.ink import INK, MARKERS, PALETTE, WIDTH, new_figu
 
 
 def training_curves(history: Any, keys: Sequence[str] | None = None) -> Figure:
-    """One panel per quantity against the step: raw values faint, their running mean on top, its last value written out.
+    """One panel per quantity against the step: raw values faint, the running mean on top, its last value in the title.
 
     `history` has `steps` and `validation`, lists of rows (dicts with `step`), or is one such list, as read from a log.
     `keys`: which quantities; by default the losses and all validation measures, but none that repeats another (a sum
-    of one term). Those of validation get dots and no mean.
+    of one term). Validation measures are drawn with dots and without a mean. Raises ValueError
+    for an empty history and for a quantity that it does not have.
     """
     steps, checks = (history, []) if isinstance(history, Sequence) else (history.steps, history.validation)
     if not steps:
@@ -50,7 +51,7 @@ def training_curves(history: Any, keys: Sequence[str] | None = None) -> Figure:
 
 
 def _running_mean(values: np.ndarray) -> np.ndarray:
-    """Centred mean over about a twentieth of the run; at the ends over what there is."""
+    """Centerd mean over about a twentieth of the run; at the ends over what there is."""
     window = np.ones(max(1, len(values) // 20))
     return np.convolve(values, window, "same") / np.convolve(np.ones(len(values)), window, "same")
 
@@ -59,7 +60,7 @@ def bars_with_spread(runs: Mapping[str, Sequence[Mapping[str, Any]]], measures: 
     """Methods compared over seeds: `runs[method]` lists one dict of scores per seed, as evaluation returns them.
 
     For each measure and method: a bar to the mean of the seeds, one mark per seed, a line for the widest 95 % interval
-    among them; a dashed line marks chance. Methods differ in colour and in mark.
+    among them; a dashed line marks chance. Methods differ in color and in mark.
     """
     if not runs or any(not seeds for seeds in runs.values()):
         raise ValueError("Give at least one run for every method.")

@@ -1,4 +1,4 @@
-"""Search: which images a caption finds, and how near every image is to every caption."""
+"""Retrieval: which images a caption finds, and the similarity of every image with every caption."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def retrieval_grid(
     """For each caption (a row) its `top` nearest images, best first; the right one has a thick frame and a tick.
 
     similarity (images, captions); `right[i]` is the index of caption i's image. The rank of the right image stands
-    under the caption, so a row without a frame still says where it was.
+    under the caption, also where that image is not among the nearest.
     """
     similarity = np.asarray(similarity)
     top = min(top, len(images))
@@ -44,7 +44,7 @@ def retrieval_grid(
 def similarity_matrix(similarity: np.ndarray, captions: Sequence[str], images: Sequence[np.ndarray] = ()) -> Figure:
     """Every image (row) against every caption (column), with numbers where they fit; rows show the images if given.
 
-    The colours span at least .5, so that a small difference looks small.
+    The colors span at least .5, so that a small difference looks small.
     """
     similarity = np.asarray(similarity, dtype=float)
     rows, columns = similarity.shape

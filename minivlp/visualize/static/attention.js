@@ -24,20 +24,20 @@ function rowsOf(model) {
   return Array.from({ length: words }, (_, word) => temper(row(word), model.get("temperature")));
 }
 
-// The image in dim grey: on it the glow of the map cannot be mistaken for a colour of the picture.
-function greyed(image, W, H) {
+// The image in dim gray: on it the glow of the map cannot be mistaken for a color of the picture.
+function grayed(image, W, H) {
   const canvas = h("canvas", { width: W, height: H }), c = canvas.getContext("2d");
   c.drawImage(image, 0, 0, W, H);
   const pixels = c.getImageData(0, 0, W, H), p = pixels.data;
   for (let i = 0; i < p.length; i += 4) {
-    const grey = 0.22 * 255 + 0.5 * (0.3 * p[i] + 0.59 * p[i + 1] + 0.11 * p[i + 2]);
-    for (let k = 0; k < 3; k++) p[i + k] = 0.65 * grey + 0.35 * p[i + k];
+    const gray = 0.22 * 255 + 0.5 * (0.3 * p[i] + 0.59 * p[i + 1] + 0.11 * p[i + 2]);
+    for (let k = 0; k < 3; k++) p[i + k] = 0.65 * gray + 0.35 * p[i + k];
   }
   c.putImageData(pixels, 0, 0);
   return canvas;
 }
 
-// A smooth picture of a coarse map: cubic interpolation (Catmull-Rom) between patch centres, colour afterwards.
+// A smooth picture of a coarse map: cubic interpolation (Catmull-Rom) between patch centers, color afterwards.
 function heatCanvas(map, [rows, columns]) {
   const fine = 8, canvas = h("canvas", { width: columns * fine, height: rows * fine });
   const c = canvas.getContext("2d"), out = c.createImageData(canvas.width, canvas.height);
@@ -62,10 +62,10 @@ function names(label, word) {
 
 function render({ model, el }) {
   const { root, body, status } = frame(el, "attention viewer",
-    "Point at a word to see where it looks; click to keep it. Click the image to see which words look there.");
+    "Point at a word to see what it attends to; click to keep it. Click the image to see which words attend to a patch.");
   const [layers, heads] = model.get("shape"), [rows, columns] = model.get("grid");
   const words = model.get("words"), boxes = model.get("boxes");
-  let hover = -1, grey = null;
+  let hover = -1, gray = null;
 
   const bar = h("div", { class: "mvlp-words", role: "group", "aria-label": "words of the caption" });
   const settle = roving(bar);
@@ -114,7 +114,7 @@ function render({ model, el }) {
   const place = (patch) => `row ${Math.floor(patch / columns) + 1}, column ${(patch % columns) + 1}`;
   const inBox = (map, [cx, cy, w, h]) => map.reduce((sum, x, i) => {
     const [y0, x0] = [Math.floor(i / columns) / rows, (i % columns) / columns]; // part of the patch that the box covers
-    const part = (low, size, centre, side) => Math.max(0, Math.min(low + size, centre + side / 2) - Math.max(low, centre - side / 2)) / size;
+    const part = (low, size, center, side) => Math.max(0, Math.min(low + size, center + side / 2) - Math.max(low, center - side / 2)) / size;
     return sum + x * part(x0, 1 / columns, cx, w) * part(y0, 1 / rows, cy, h);
   }, 0);
 
@@ -127,7 +127,7 @@ function render({ model, el }) {
       if (word >= 0) {
         const top = all[word][best];
         c.imageSmoothingQuality = "high";
-        c.drawImage((grey ??= greyed(view.image, W, H)), 0, 0);
+        c.drawImage((gray ??= grayed(view.image, W, H)), 0, 0);
         c.drawImage(heatCanvas(all[word].map((x) => x / (top || 1)), [rows, columns]), 0, 0, W, H);
       }
       boxes.filter(([name]) => word < 0 || names(name, words[word]))
@@ -141,13 +141,13 @@ function render({ model, el }) {
       button.title = column ? `${percent(column[i])} of the attention of “${words[i]}” falls on this patch` : "";
     });
     const said = [];
-    if (word >= 0 && !all[word][best]) said.push(`“${words[word]}” looks nowhere in this map.`);
+    if (word >= 0 && !all[word][best]) said.push(`“${words[word]}” attends to nothing in this map.`);
     else if (word >= 0) {
-      said.push(`“${words[word]}” looks most at ${place(best)}: ${percent(all[word][best])} of its attention (an even spread gives ${percent(1 / all[word].length)}).`);
+      said.push(`“${words[word]}” attends most to ${place(best)}: ${percent(all[word][best])} of its attention (an even spread gives ${percent(1 / all[word].length)}).`);
       const box = boxes.find(([name]) => names(name, words[word]));
       if (box) said.push(`${percent(inBox(all[word], box[1]))} falls in the box “${box[0]}”, which is ${percent(box[1][2] * box[1][3])} of the image.`);
     }
-    if (column) said.push(most ? `The patch at ${place(patch)} is looked at most by “${words[column.indexOf(most)]}”.` : `No word looks at the patch at ${place(patch)}.`);
+    if (column) said.push(most ? `The patch at ${place(patch)} gets most attention from “${words[column.indexOf(most)]}”.` : `No word attends to the patch at ${place(patch)}.`);
     status.textContent = said.join(" ") || "No word and no patch is chosen.";
     Object.assign(root.dataset, { word, patch, best });
   }

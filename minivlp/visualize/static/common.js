@@ -1,4 +1,4 @@
-// What the four widgets share. Python puts this text in front of each widget's own file, so that one string is the
+// What all widgets share. Python puts this text in front of each widget's own file, so that one string is the
 // whole module: no build step, no import, nothing fetched.
 
 // Make an element: h("button", { class: "x", onclick: f }, "text", child).
@@ -104,9 +104,9 @@ function floats(view) {
 }
 
 // Draw a box (cx, cy, w, h in 0..1) with a tag that stays inside the picture.
-function drawBox(c, W, H, [cx, cy, w, h], colour, text, dashed = false) {
+function drawBox(c, W, H, [cx, cy, w, h], color, text, dashed = false) {
   const [x, y] = [(cx - w / 2) * W, (cy - h / 2) * H];
-  for (const [style, width] of [["#000", 9], [colour, 5]]) { // a dark rim keeps the line visible on any ground
+  for (const [style, width] of [["#000", 9], [color, 5]]) { // a dark rim keeps the line visible on any ground
     c.strokeStyle = style;
     c.lineWidth = width;
     c.setLineDash(dashed ? [16, 10] : []);
@@ -118,7 +118,7 @@ function drawBox(c, W, H, [cx, cy, w, h], colour, text, dashed = false) {
   const wide = Math.min(W, c.measureText(text).width + 18);
   const outside = y >= 36 ? y - 36 : Math.min(y + h * H + 4, H - 34);
   const [left, top] = [Math.max(0, Math.min(x, W - wide)), dashed ? Math.max(0, y + h * H - 38) : outside]; // two boxes on the same place keep both tags readable
-  c.fillStyle = colour;
+  c.fillStyle = color;
   c.fillRect(left, top, wide, 34);
   c.fillStyle = "#000";
   c.fillText(text, left + 9, top + 25, W - 18);

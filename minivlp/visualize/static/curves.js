@@ -22,7 +22,7 @@ const decades = (low, high) => {
 const number = (x) => (x == null ? "not a number" : Math.abs(x) >= 1000 || (x !== 0 && Math.abs(x) < 0.001) ? x.toExponential(1) : String(Number(x.toPrecision(3))));
 
 const ink = (i) => `var(--mv-line${i % 5})`;
-function swatch(i) { // colour and dashes both tell the curves apart
+function swatch(i) { // color and dashes both tell the curves apart
   const line = svg("line", { x1: 0, x2: 26, y1: 5, y2: 5, class: "mvlp-line", style: `stroke: ${ink(i)}`, "stroke-dasharray": DASHES[i % 5] });
   const node = svg("svg", { width: 26, height: 10, "aria-hidden": "true" });
   node.append(line);

@@ -79,7 +79,7 @@ function render({ model, el }) {
     [w, hh] = [w, hh].map((x) => Math.max(0.04, Math.min(1, x)));
     const inside = (c, side) => Math.max(side / 2, Math.min(1 - side / 2, c));
     put(model, { drawn: [inside(cx, w), inside(cy, hh), w, hh], found: {} });
-    status.textContent = `Box centre ${percent(inside(cx, w))} from the left, ${percent(inside(cy, hh))} from the top, ${percent(w)} wide, ${percent(hh)} high. Enter asks what fits it.`;
+    status.textContent = `Box center ${percent(inside(cx, w))} from the left, ${percent(inside(cy, hh))} from the top, ${percent(w)} wide, ${percent(hh)} high. Enter asks what fits it.`;
   });
 
   function paint() {

@@ -1,10 +1,10 @@
-"""Widgets for JupyterLab, Notebook, VS Code and Colab: see where a word looks, ask for a box, watch training, search,
-judge a filter.
+"""Widgets for JupyterLab, Notebook, VS Code and Colab: attention maps, grounding, training curves, search, and the
+decisions of a caption filter.
 
-Each is an anywidget: hand-written JavaScript in `static/`, nothing to build and nothing fetched from the network. What
-a widget shows travels to the browser once; sliders and clicks are answered there, so they also work while the kernel is
-busy and, in a static page (`minivlp.visualize.page.save_page`), without any kernel. Beside each widget a still picture
-is stored in the notebook, for places that run no JavaScript.
+Each is an anywidget: hand-written JavaScript in `static/`, nothing to build and nothing fetched from the network. The
+data is sent to the browser once; sliders and clicks are answered there, so they also work while the kernel is busy and,
+in a static page (`minivlp.visualize.page.save_page`), without any kernel. A still picture of each widget is stored in
+the notebook, for places that run no JavaScript.
 """
 
 from minivlp.visualize.widgets.attention import AttentionViewer

@@ -1,8 +1,7 @@
-"""Where does a word look?"""
+"""What does a word attend to?"""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -10,9 +9,9 @@ import numpy as np
 import torch
 import traitlets as T
 
-from minivlp.asking import evaluating, texts_of
-from minivlp.data.batch import Box, Region
-from minivlp.data.text import words
+from minivlp.data.batch import Box, Region, Text
+from minivlp.data.text import group_words
+from minivlp.inference import evaluating, tokenize_for
 from minivlp.layers.attention import record_attention
 from minivlp.visualize.attention import word_patch_attention, word_patch_similarity
 from minivlp.visualize.widgets.base import Widget, source
@@ -20,20 +19,20 @@ from minivlp.visualize.widgets.pictures import Picture, data_url, pixels_of, png
 
 
 class AttentionViewer(Widget):
-    """Which patches does a word look at, and which words look at a patch?
+    """Which patches does a word attend to, and which words attend to a patch?
 
-    Point at a word or click it: a heat-map falls on the image. Click a patch: bars fill the words that look there.
-    Layer, head and temperature are chosen in the widget.
+    Point at a word or click it: a heat map is drawn on the image. Click a patch: bars in the words show how much each
+    attends to it. Layer, head and temperature are chosen in the widget.
 
     Args:
         image: any PIL image, or uint8 pixels (H, W, 3) or (H, W).
-        words: L of them, as they are to be shown.
+        words: L of them, as they are shown.
         attention: (layers, heads, L, P), not negative, patches row by row; a class token must have been left out.
         grid: rows and columns of patches.
         boxes: what is known to be where, as `Region`s or pairs (name, box): drawn with the words that name them.
-        names: what to call the layers, one name each, where they are not layers: "attention", "Grad-CAM", …
+        names: one for each layer, where the maps are not layers of a model: "attention", "Grad-CAM", ...
 
-    Raises ValueError when the numbers do not fit each other, or are negative or not finite.
+    Raises ValueError where the shapes do not fit, and for weights that are negative or not finite.
     """
 
     _esm = source("attention")
@@ -82,7 +81,7 @@ class AttentionViewer(Widget):
             boxes=[[name, list(map(float, box))] for name, box in map(name_and_box, boxes or ())],
             names=list(names),
             layer=len(weights) - 1,
-            word=int(self.shares().max(axis=1).argmax()),  # begin with the word that looks at one place most
+            word=int(self.shares().max(axis=1).argmax()),  # begin with the word with the sharpest map
         )
 
     @classmethod
@@ -95,34 +94,35 @@ class AttentionViewer(Widget):
         boxes: Iterable[Region | tuple[str, Box]] = (),
         maps: torch.Tensor | Mapping[str, torch.Tensor] | None = None,
     ) -> AttentionViewer:
-        """Run `model` on an image and a caption and show how its words look at the patches.
+        """Run `model` on an image and a caption, and show the attention of its words to the patches.
 
-        Models in which words look at patches (by cross-attention, or in one stream of both) show that of all layers and
-        heads. A model whose words and patches never meet (CLIP) shows the cosine of each word's vector with each
-        patch's in the joint space, as a softmax over the patches with temperature 0.07: no attention, but the nearest
-        thing to it. `maps` shows something else, such as Grad-CAM or a transport plan: weights (layers, heads, L, P),
-        (heads, L, P) or (L, P) of the L tokens of the caption as `encode` makes them and the P patches without the
-        class token; or several by name, {"Grad-CAM": (L, P), …}, to be chosen among.
+        For a model whose text attends to patches (by cross-attention, or in one joint sequence): the attention of all
+        layers and heads. For a dual encoder such as CLIP: the cosine of each word with each patch in the joint space,
+        as a softmax over the patches with temperature 0.07, which is no attention.
 
-        Words of several pieces show the mean of their pieces. Raises TypeError when the model has nothing to show.
+        `maps` shows other weights, such as Grad-CAM or a transport plan: (layers, heads, L, P), (heads, L, P) or (L, P)
+        for the L tokens of the caption as `tokenize` makes them and the P patches without the class token; or several
+        by name, {"Grad-CAM": (L, P), ...}.
+
+        A word of several pieces shows their mean. Raises ValueError for a caption without words and for maps of another
+        length, TypeError where the model has nothing to show.
         """
-        ids, mask = texts_of(model, tokenizer, [caption])
-        found, names = words(tokenizer, ids[0]), ()
+        text = tokenize_for(model, tokenizer, [caption])
+        found, names = group_words(tokenizer, text.ids[0]), ()
         if not found:
             raise ValueError(f"the caption {caption!r} has no words")
         if maps is None:
-            weights = attention_of(model, pixels_of(model, [image]), ids, mask)
+            weights = attention_of(model, pixels_of(model, [image]), text)
         elif isinstance(maps, Mapping):
             names, weights = tuple(maps), stacked(list(maps.values()))
         else:
             weights = torch.as_tensor(maps)[(None,) * (4 - maps.ndim)]
-        if weights.shape[2] != ids.shape[1]:
+        if weights.shape[2] != text.length:
             raise ValueError(
-                f"maps of {weights.shape[2]} tokens, but {caption!r} has {ids.shape[1]}, [CLS] and [SEP] too"
+                f"maps of {weights.shape[2]} tokens, but {caption!r} has {text.length}, including [CLS] and [SEP]"
             )
         weights = torch.stack([weights[:, :, pieces].mean(dim=2) for _, pieces in found], dim=2)
-        side = math.isqrt(weights.shape[-1])
-        return cls(image, [word for word, _ in found], weights, (side, side), boxes, names)
+        return cls(image, [word for word, _ in found], weights, model.config.image.grid, boxes, names)
 
     def shares(self) -> np.ndarray:
         """(L, P): the chosen layer and head (or the mean of the heads), each word's weights summing to one."""
@@ -131,9 +131,9 @@ class AttentionViewer(Widget):
         return chosen / np.maximum(chosen.sum(axis=1, keepdims=True), 1e-12)
 
     def __repr__(self) -> str:
-        layers, heads, words, _ = self.shape
+        layers, heads, length, _ = self.shape
         rows, columns = self.grid
-        return f"AttentionViewer(words={words}, grid={rows}x{columns}, layers={layers}, heads={heads})"
+        return f"AttentionViewer(words={length}, grid={rows}x{columns}, layers={layers}, heads={heads})"
 
     def to_png(self) -> bytes:
         from minivlp.visualize.drawing import attention_figure
@@ -143,20 +143,20 @@ class AttentionViewer(Widget):
 
 
 def name_and_box(what: Region | tuple[str, Box]) -> tuple[str, Box]:
+    """A region, or a pair as it is, as (name, box)."""
     return (what.phrase, what.box) if isinstance(what, Region) else what
 
 
-def attention_of(model: torch.nn.Module, images: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """What the words of the first row give to its patches, (layers, H, L, P); cosines where they never meet."""
+def attention_of(model: torch.nn.Module, images: torch.Tensor, text: Text) -> torch.Tensor:
+    """What the first text attends to in the first image, (layers, H, L, P); cosines for a dual encoder."""
     with evaluating(model), record_attention(model) as maps:
-        verb = next((getattr(model, name) for name in ("match", "ground", "fill") if hasattr(model, name)), None)
+        verb = next((getattr(model, name) for name in ("match", "ground", "mlm_logits") if hasattr(model, name)), None)
         if verb is not None:
-            verb(images, ids, mask)
-        met = word_patch_attention(maps, ids.shape[1])
-        if met:
-            return torch.stack([weights[0] for weights in met.values()])
-        near = word_patch_similarity(model, images, ids, mask)  # (1, L, P)
-        return (near / 0.07).softmax(dim=-1)[None]  # (1, 1, L, P)
+            verb(images, text)
+        found = word_patch_attention(maps, text.length)
+    if found:
+        return torch.stack([weights[0] for weights in found.values()])
+    return (word_patch_similarity(model, images, text) / 0.07).softmax(dim=-1)[None]  # (1, 1, L, P)
 
 
 def stacked(maps: Sequence[torch.Tensor]) -> torch.Tensor:

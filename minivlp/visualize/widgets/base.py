@@ -1,4 +1,4 @@
-"""What all widgets share."""
+"""What all widgets have in common."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def source(name: str) -> str:
 
 
 class Widget(anywidget.AnyWidget):
-    """What our four widgets share: one style sheet, a short name in text, a still picture beside the live view."""
+    """A widget with our style sheet; a notebook also stores its `repr` and a still picture beside the live view."""
 
     _css = (STATIC / "widgets.css").read_text(encoding="utf-8")
 
@@ -35,8 +35,8 @@ class Widget(anywidget.AnyWidget):
 
 
 @contextmanager
-def told(widget: Widget, trait: str, question: dict[str, Any]) -> Iterator[None]:
-    """Show an error in the widget: a callback has no cell whose output it could appear in."""
+def show_errors(widget: Widget, trait: str, question: dict[str, Any]) -> Iterator[None]:
+    """Show an error of the block in the widget, as `problem` in `trait`: a callback has no cell to show it in."""
     try:
         yield
     except Exception as error:

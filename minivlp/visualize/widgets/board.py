@@ -1,4 +1,4 @@
-"""What does a filter keep?"""
+"""Which captions does a filter keep?"""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class FilterBoard(Widget):
     Args:
         images: n of them, PIL or uint8 pixels; shown at 96 pixels. About fifty is a good number.
         web, synthetic: one line each per image, dicts with `caption`, `score`, and perhaps `truth`: "clean" or "true"
-            for a caption that is true, another word for what is wrong with it. Without `synthetic` there are only old
+            for a caption that is true, another word for what is wrong with it. Without `synthetic` there are only web
             captions.
         threshold: a caption that scores this much is kept.
 
@@ -109,10 +109,10 @@ class FilterBoard(Widget):
             for ax, i in zip(axes.flat, some, strict=False):
                 show_image(ax, np.asarray(self.small[i]))
                 said = [line for line in self.rows[i].values() if line]
-                ax.set_title("\n".join(wrap(self._told(line), 36) for line in said), y=-0.04, va="top", fontsize=8)
+                ax.set_title("\n".join(wrap(self._label(line), 36) for line in said), y=-0.04, va="top", fontsize=8)
         return png(figure)
 
-    def _told(self, line: Line) -> str:
+    def _label(self, line: Line) -> str:
         keep = bool(line["caption"]) and line["score"] >= self.threshold
         truth = f" ({line['truth']})" if line["truth"] else ""
         return f"{'✓' if keep else '✗'} {line['score']:.2f} {line['caption'] or '(nothing)'}{truth}"

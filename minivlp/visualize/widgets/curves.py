@@ -1,4 +1,4 @@
-"""Watch training, and stop it."""
+"""Training curves that grow while a cell runs."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class LiveCurves(Widget):
     def log(self, step: float, **values: float) -> None:
         """Add one point to each named curve. Values may be numbers or tensors with one element."""
         for name, value in values.items():
-            point = (float(step), float(value))  # whole before it is added: the stop button may strike at any line
+            point = (float(step), float(value))  # made before it is added: the stop button may interrupt at any line
             self.history.setdefault(name, []).append(point)
         if time.monotonic() - self._sent > self._every:
             self.flush()

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 import traitlets as T
 
-from minivlp.asking import evaluating, once_each, texts_of
 from minivlp.data.batch import Box, Region
-from minivlp.visualize.widgets.base import Widget, source, told
+from minivlp.inference import evaluating, share_image_encoding, tokenize_for
+from minivlp.visualize.widgets.base import Widget, show_errors, source
 from minivlp.visualize.widgets.pictures import Picture, data_url, pixels_of, png, rgb
 
 
@@ -27,7 +27,7 @@ class Grounder(Widget):
         ground: phrase -> (box, confidence); the confidence may be None.
         describe: box -> [(text, score), …], best first. Without it the browser ranks the known phrases by how much the
             model's box for them overlaps the drawn one.
-        phrases: those that are asked now, so that they are answered at once and also without a kernel.
+        phrases: grounded at once, so that they are answered without delay and also without a kernel; or their answers.
         meaning: what the confidence is the probability of.
     """
 
@@ -71,48 +71,50 @@ class Grounder(Widget):
 
     @classmethod
     def of(cls, model: torch.nn.Module, image: Picture, tokenizer: Any, phrases: Sequence[str]) -> Grounder:
-        """Ground with `model.ground`; the confidence is how well the phrase matches what is in that box
+        """Ground with `model.ground`. The confidence is the matching probability of the phrase and that box
         (`match_regions`) or the image (`match`), if the model was trained to match.
 
         A drawn box is described by the phrases whose vectors are nearest to the region's (`embed_regions`), where the
-        model can embed regions. Raises TypeError when the model has no `ground`.
+        model can embed regions. Raises TypeError for a model without `ground`.
         """
         if not hasattr(model, "ground"):
             raise TypeError(f"{type(model).__name__} cannot predict boxes: it has no `ground`. X-VLM has.")
         pixels = pixels_of(model, [image])
         phrases = list(dict.fromkeys(phrases))
-        # a matching head that no loss has trained would give a number all the same
-        sure = hasattr(model, "match") and "itm" in getattr(model.config, "losses", ("itm",))
-        inside = hasattr(model, "match_regions")
+        # a matching head that no loss has trained returns a number all the same
+        matches = hasattr(model, "match") and "itm" in getattr(model.config, "losses", ("itm",))
+        matches_regions = hasattr(model, "match_regions")
 
         def ground_all(texts: list[str]) -> dict[str, tuple[Box, float | None]]:
             if not texts:
                 return {}
             with evaluating(model):
-                ids, mask = texts_of(model, tokenizer, texts)
+                text = tokenize_for(model, tokenizer, texts)
                 rows = torch.zeros(len(texts), dtype=torch.long, device=pixels.device)
-                boxes = once_each(model, "ground", pixels, rows, ids, mask)  # (R, 4)
-                fits = [None] * len(texts)
-                if sure and inside:
-                    fits = model.match_regions(pixels, boxes, rows, ids, mask).tolist()
-                elif sure:
-                    fits = once_each(model, "match", pixels, rows, ids, mask).tolist()
-            return {text: (box, fit) for text, box, fit in zip(texts, boxes.tolist(), fits, strict=True)}
+                boxes = share_image_encoding(model, "ground", pixels, rows, text)  # (R, 4)
+                confidences = [None] * len(texts)
+                if matches and matches_regions:
+                    confidences = model.match_regions(pixels, boxes, rows, text).tolist()
+                elif matches:
+                    confidences = share_image_encoding(model, "match", pixels, rows, text).tolist()
+            answers = zip(texts, boxes.tolist(), confidences, strict=True)
+            return {phrase: (box, confidence) for phrase, box, confidence in answers}
 
         def describe(box: Box) -> list[tuple[str, float]]:
             with evaluating(model):
                 where = torch.tensor([box], device=pixels.device)
                 region = model.embed_regions(pixels, where, torch.zeros(1, dtype=torch.long, device=pixels.device))
-                scores = (region @ model.embed_texts(*texts_of(model, tokenizer, phrases)).T)[0].tolist()
+                scores = (region @ model.embed_texts(tokenize_for(model, tokenizer, phrases)).T)[0].tolist()
             return sorted(zip(phrases, scores, strict=True), key=lambda pair: -pair[1])
 
         can_describe = hasattr(model, "embed_regions") and len(phrases) > 0
         known = ground_all(phrases)
-        meaning = {"meaning": "the phrase says what is in it"} if inside else {}
+        meaning = {"meaning": "the phrase says what is in it"} if matches_regions else {}
         return cls(image, lambda text: ground_all([text])[text], describe if can_describe else None, known, **meaning)
 
     def ask(self, phrase: str) -> dict[str, Any]:
-        """Ask for a phrase, as typing it does; returns what is then shown."""
+        """Ask for a phrase, as typing it does; returns what is then shown. Raises KeyError for an unknown phrase where
+        there is no `ground` function."""
         if phrase in self.known:
             *box, confidence = self.known[phrase]
         elif self.ground is None:
@@ -122,8 +124,8 @@ class Grounder(Widget):
         self.answer = {"phrase": phrase, "box": box, "confidence": confidence}
         return self.answer
 
-    def look_at(self, box: Box) -> dict[str, Any]:
-        """Describe a box, as drawing it does; returns what is then shown. Needs a `describe` function."""
+    def describe_box(self, box: Box) -> dict[str, Any]:
+        """Describe a box, as drawing it does; returns what is then shown. Raises TypeError without `describe`."""
         if self.describe is None:
             raise TypeError("this Grounder has no `describe` function; the browser compares the box with known phrases")
         box = tuple(float(x) for x in box)
@@ -134,11 +136,11 @@ class Grounder(Widget):
     def _on_question(self, change: Any) -> None:
         question = change["new"]
         if "phrase" in question:
-            with told(self, "answer", question):
+            with show_errors(self, "answer", question):
                 self.ask(question["phrase"])
         elif "box" in question:
-            with told(self, "found", question):
-                self.look_at(question["box"])
+            with show_errors(self, "found", question):
+                self.describe_box(question["box"])
 
     def __repr__(self) -> str:
         return f"Grounder({len(self.known)} phrases)"

@@ -1,4 +1,4 @@
-"""Any picture as a browser shows it, and as a model reads it."""
+"""Pictures as a browser shows them and as a model reads them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from minivlp.asking import device_of
 from minivlp.data.batch import to_tensor
+from minivlp.inference import device_of
 
 Picture = Image.Image | np.ndarray
 
@@ -35,6 +35,7 @@ def rgb(image: Picture, longest: int = 512) -> Image.Image:
 
 
 def thumbnail(image: Picture) -> Image.Image:
+    """The picture as RGB of at most 96 pixels a side."""
     return rgb(image, longest=96)
 
 
@@ -47,7 +48,7 @@ def data_url(image: Image.Image, kind: str | None = None) -> str:
 
 
 def png(figure: Any) -> bytes:
-    """A matplotlib figure as a small PNG: 256 colours, less than half of the bytes."""
+    """A matplotlib figure as a small PNG: 256 colors, less than half of the bytes."""
     file, small = io.BytesIO(), io.BytesIO()
     figure.savefig(file, format="png", metadata={"Software": None})
     Image.open(file).quantize(256, method=Image.Quantize.FASTOCTREE).save(small, "PNG", optimize=True)
@@ -55,7 +56,7 @@ def png(figure: Any) -> bytes:
 
 
 def pixels_of(model: torch.nn.Module, images: Sequence[Picture]) -> torch.Tensor:
-    """Images as the model reads them, squashed to its square: (B, 3, size, size)."""
-    size = (model.config.image.image_size,) * 2
-    squashed = [np.asarray(rgb(image).resize(size, Image.Resampling.BICUBIC)) for image in images]
-    return to_tensor(np.stack(squashed)).to(device_of(model))
+    """Images as the model reads them, resized to its height and width: (B, 3, H, W). Proportions are not kept."""
+    height, width = model.config.image.size
+    resized = [np.asarray(rgb(image).resize((width, height), Image.Resampling.BICUBIC)) for image in images]
+    return to_tensor(np.stack(resized)).to(device_of(model))

@@ -1,4 +1,4 @@
-"""Search, both ways."""
+"""Search: images by text, texts by image."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 import torch
 import traitlets as T
 
-from minivlp.asking import evaluating, texts_of
-from minivlp.visualize.widgets.base import Widget, source, told
+from minivlp.inference import evaluating, tokenize_for
+from minivlp.visualize.widgets.base import Widget, show_errors, source
 from minivlp.visualize.widgets.pictures import Picture, data_url, pixels_of, png, thumbnail
 
 
@@ -21,7 +21,7 @@ class RetrievalBrowser(Widget):
         images: n of them, PIL or uint8 pixels; shown at 96 pixels. About fifty is a good number.
         captions: one text per image, or a list of texts per image.
         similarity: (n, m), higher means closer; m counts all captions in order.
-        score_text: optional, text -> n similarities, for words that the reader types.
+        score_text: optional, text -> n similarities, for text that the reader types.
     """
 
     _esm = source("retrieval")
@@ -83,12 +83,12 @@ class RetrievalBrowser(Widget):
 
         def score(some: Sequence[str]) -> torch.Tensor:
             with evaluating(model):
-                return model.similarity(pixels, *texts_of(model, tokenizer, some)).float().cpu()  # (n, m)
+                return model.similarity(pixels, tokenize_for(model, tokenizer, some)).float().cpu()  # (n, m)
 
         return cls(images, captions, score(texts), lambda text: score([text])[:, 0].tolist())
 
     def search(self, text: str) -> list[int]:
-        """Rank the images for any words, as typing them does; returns their numbers, best first."""
+        """Rank the images for any text, as typing it does; returns their indices, best first."""
         if self.score_text is None:
             raise TypeError("this RetrievalBrowser has no `score_text` function to ask")
         scores = [float(score) for score in self.score_text(text)]
@@ -99,7 +99,7 @@ class RetrievalBrowser(Widget):
     def _on_question(self, change: Any) -> None:
         question = change["new"]
         if "text" in question:
-            with told(self, "answer", question):
+            with show_errors(self, "answer", question):
                 self.search(question["text"])
 
     def __repr__(self) -> str:
