@@ -106,7 +106,7 @@ def test_equal_features_cost_nothing_and_opposite_ones_the_maximum():
     assert torch.allclose(same.distance, torch.zeros(2)) and torch.allclose(same.loss, torch.tensor(0.0))
     opposite = word_patch_alignment(tokens[:, :1], -tokens[:, :1], mask[:, :1], mask[:, :1], mask[:, 0])
     assert torch.allclose(opposite.distance, torch.tensor(2.0)) and opposite.loss.item() == pytest.approx(0.2)
-    assert torch.allclose(cosine_cost(1e-4 * tokens, tokens), cosine_cost(tokens, tokens))  # the length of a feature does not matter
+    assert torch.allclose(cosine_cost(1e-4 * tokens, tokens), cosine_cost(tokens, tokens))  # length has no effect
 
 
 def test_the_gradient_flows_through_the_cost_alone():

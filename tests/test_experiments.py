@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+from functools import cache
 
 import pytest
 import ship
@@ -15,6 +16,7 @@ from tables.variants import Table, Trained, Variant
 
 from minivlp.data.questions import answers_of
 from minivlp.data.scenes import Scenes
+from minivlp.evaluation import score as score_module
 from minivlp.evaluation.records import RECORDS, load_runs, save_record
 from minivlp.evaluation.score import Score
 from minivlp.papers import PAPERS
@@ -41,13 +43,19 @@ MEASURED = {  # one of each kind
 
 @pytest.fixture
 def small_world(tmp_path, monkeypatch):
-    """No run, record or list of answers outside of this test."""
+    """No run or record outside of this test, a short list of answers, and rough intervals."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(score_module, "RESAMPLES", 10)
     scenes = Scenes(40, "train", 0)
     monkeypatch.setattr(tables.questions, "known_answers", lambda: answers_of(scenes))
     for module in (tables.running, tables.capfilt):
         monkeypatch.setattr(module, "RECORDS", tmp_path / "records")
     return tmp_path
+
+
+@cache
+def tokenizer_of(kind: type[Variant]):
+    return kind("vilt").tokenizer()
 
 
 def tiny(variant: Variant) -> Variant:
@@ -64,7 +72,7 @@ def test_every_measured_kind_is_a_variant():
 def test_every_variant_builds_with_its_choices(name, small_world):
     variant = VARIANTS[name][1]
     recipe = variant.full_recipe()
-    config = variant.build(recipe, variant.tokenizer()).config
+    config = variant.build(recipe, tokenizer_of(type(variant))).config
     for key, value in variant.config.items():
         found = getattr(config, key)
         assert type(found) is type(value) if key == "masking" else found == value  # the recipe sets what it masks
@@ -75,7 +83,7 @@ def test_every_variant_builds_with_its_choices(name, small_world):
 @pytest.mark.parametrize("name", sorted(MEASURED))
 def test_two_training_steps_and_the_measure(name, small_world):
     table, variant = TABLES[VARIANTS[name][0]], tiny(VARIANTS[name][1])
-    tokenizer = variant.tokenizer()
+    tokenizer = tokenizer_of(type(variant))
     model, seconds, recipe = variant.train(1, tokenizer)
     assert recipe.steps == 2 and seconds > 0
     if name == "blip_filter, beam":  # an untrained captioner generates nothing that could be kept

@@ -228,7 +228,7 @@ def test_configs_that_are_fine():
 @pytest.mark.parametrize("beams", [1, 2])
 def test_a_start_that_leaves_no_token_is_refused(beams):
     step, start = Memory(1).step, torch.tensor([[2, 3]])
-    for length, longest in ((2, 99), (None, 2), (1, 99)):
+    for length, longest in ((2, 99), (None, 2), (1, 99), (0, 99)):
         with pytest.raises(ValueError, match="start has 2 tokens"):
             run(step, start, DecodingConfig(beams, max_length=length), longest)
 
@@ -298,3 +298,17 @@ def test_given_tokens_are_not_predicted():
     assert next_tokens(captions, 3).tolist() == [[-100, -100, 2, -100], [-100, -100, 4, 2]]
     assert next_tokens(captions, torch.tensor([2, 4])).tolist() == [[-100, 8, 2, -100], [-100, -100, -100, 2]]
     assert (next_tokens(captions, torch.tensor([9, 5])) == -100).all()
+
+
+def test_given_tokens_are_not_part_of_the_log_probability():
+    captions, logits = text(torch.tensor([[5, 9, 8, 2], [5, 6, 7, 2], [5, 6, 7, 2]])), torch.randn(3, 3, 11)
+    whole = caption_logprob(logits, next_tokens(captions))
+    rest = caption_logprob(logits, next_tokens(captions, torch.tensor([2, 1, 4])))  # the last row is given entirely
+    first = logits[0, 0].log_softmax(-1)[9]
+    assert torch.allclose(rest, torch.stack([whole[0] - first, whole[1], torch.tensor(0.0)]))
+
+
+def test_a_caption_without_labels_keeps_the_graph():
+    logits = torch.randn(2, 4, 11, requires_grad=True)
+    caption_loss(logits, torch.full((2, 4), -100)).backward()
+    assert (logits.grad == 0).all()

@@ -164,6 +164,15 @@ def test_padding_and_special_tokens_do_not_change_the_chances_of_the_words():
     assert (rates[0] - rates[1][1:9]).abs().max() < 0.03
 
 
+def test_a_word_that_may_not_be_masked_starts_no_span():
+    text = full(4000, 8)
+    text.ids[:, 3] = 4
+    chosen = SpanMasking(at_most=1, span_rate=1.0).choose(text, seeded())
+    assert not chosen[:, 3].any() and (chosen.sum(1) == 1).all()
+    others = [0, 1, 2, 4, 5, 6, 7]
+    assert (chosen[:, others].float().mean(0) - 1 / 7).abs().max() < 0.03  # the word after it, too
+
+
 def test_spans_do_not_mask_special_tokens_together():
     text = texts(300)
     chosen = SpanMasking(0.3, never_mask=(), span_rate=0.0).choose(text, seeded())
@@ -222,6 +231,23 @@ def test_labeled_places_are_the_asked_tokens_of_each_row_in_order():
     x = torch.randn(4, 6, 2)
     chosen = x.gather(1, places[..., None].expand(-1, -1, 2))
     assert torch.equal(chosen[asked != IGNORE], x[labels != IGNORE])  # as a mask would select them
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    rows=st.integers(1, 6), length=st.integers(1, 30), rate=st.sampled_from([0.1, 0.5, 1.0]), seed=st.integers(0, 99)
+)
+def test_labeled_places_equal_the_naive_loop(rows, length, rate, seed):
+    labels = torch.randint(0, 50, (rows, length), generator=seeded(seed))
+    labels[torch.rand(rows, length, generator=seeded(seed + 1)) >= rate] = IGNORE
+    places, asked = labeled_places(labels)
+    wanted = [[t for t in range(length) if labels[row, t] != IGNORE] for row in range(rows)]
+    most = max(map(len, wanted))
+    assert places.shape == asked.shape == (rows, most)
+    for row in range(rows):
+        assert places[row, : len(wanted[row])].tolist() == wanted[row]
+        expected = [labels[row, t].item() for t in wanted[row]] + [IGNORE] * (most - len(wanted[row]))
+        assert asked[row].tolist() == expected
 
 
 def test_without_any_label_no_place_is_computed():

@@ -201,7 +201,7 @@ def record_attention(model: nn.Module) -> Iterator[dict[str, Tensor]]:
 
     Yields a dict that fills up as the model runs: short name -> (B, H, L, K), still attached to the graph (Grad-CAM
     needs the gradient), always for all queries. `fusion.blocks.1.cross_attention` is called `fusion.1.cross`. A second
-    pass through the same layer overwrites the first.
+    pass through the same layer overwrites the first; a model's losses make several, so record its verbs.
     """
     maps: dict[str, Tensor] = {}
     layers = {name: module for name, module in model.named_modules() if isinstance(module, Attention)}
