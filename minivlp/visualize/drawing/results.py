@@ -11,6 +11,8 @@ from matplotlib.figure import Figure
 
 from minivlp.visualize.drawing.ink import INK, MARKERS, PALETTE, WIDTH, new_figure, printable, style
 
+LEGEND_LETTERS = 84  # that fit in one row of a legend
+
 
 def training_curves(history: Any, keys: Sequence[str] | None = None) -> Figure:
     """One panel per quantity against the step: raw values faint, the running mean on top, its last value in the title.
@@ -51,7 +53,7 @@ def training_curves(history: Any, keys: Sequence[str] | None = None) -> Figure:
 
 
 def _running_mean(values: np.ndarray) -> np.ndarray:
-    """Centerd mean over about a twentieth of the run; at the ends over what there is."""
+    """Centered mean over about a twentieth of the run; at the ends over what there is."""
     window = np.ones(max(1, len(values) // 20))
     return np.convolve(values, window, "same") / np.convolve(np.ones(len(values)), window, "same")
 
@@ -67,8 +69,11 @@ def bars_with_spread(runs: Mapping[str, Sequence[Mapping[str, Any]]], measures: 
     measures = list(next(iter(runs.values()))[0]) if measures is None else list(measures)
     everything = [seed[measure] for seeds in runs.values() for seed in seeds for measure in measures]
     room, reach = 0.8 / len(runs), max(max(score.high, score.chance) for score in everything)
+    longest = max(len(printable(method)) for method in runs)
+    columns = max(1, min(len(runs) + 1, LEGEND_LETTERS // (longest + 6)))  # the legend must not be wider than the axes
+    rows = -(-(len(runs) + 1) // columns)
     with style():
-        figure, axes = new_figure(1, 1, WIDTH, 0.7 + len(measures) * (0.28 + 0.24 * len(runs)))
+        figure, axes = new_figure(1, 1, WIDTH, 0.5 + 0.2 * rows + len(measures) * (0.28 + 0.24 * len(runs)))
         ax = axes[0, 0]
         for m, (method, seeds) in enumerate(runs.items()):
             color, marker = PALETTE[m % len(PALETTE)], MARKERS[m % len(MARKERS)]
@@ -91,5 +96,5 @@ def bars_with_spread(runs: Mapping[str, Sequence[Mapping[str, Any]]], measures: 
         ax.tick_params(axis="y", length=0)
         ax.grid(axis="x")
         ax.set_axisbelow(True)
-        ax.legend(ncols=min(len(runs) + 1, 5), loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
+        ax.legend(ncols=columns, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
     return figure
