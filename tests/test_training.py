@@ -552,6 +552,9 @@ class Words:
     def get_vocab(self):
         return {word: number for number, word in enumerate(self.words)}
 
+    def __call__(self, texts):
+        return {"input_ids": [[len(text) % len(self.words)] for text in texts]}
+
 
 def test_tokenizers_are_told_apart_by_what_they_number():
     one = tokenizer_fingerprint(Words("a", "b", "c"))

@@ -6,8 +6,10 @@ A file is written under a temporary name and then renamed, so a kill during the 
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,11 +22,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from minivlp.errors import UserError
+
 CHECKPOINTS = Path(__file__).resolve().parents[2] / "checkpoints"
 Model = TypeVar("Model", bound=nn.Module)
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A checkpoint or run folder that cannot be used; the message names the file, what is wrong and what to do."""
 
 
@@ -37,10 +41,28 @@ def replacing(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        yield temporary
-        os.replace(temporary, path)
+        with naming(path):
+            temporary.touch()
+            mode = temporary.stat().st_mode  # as the umask says; safetensors makes files that only the owner can read
+            yield temporary
+            os.chmod(temporary, mode)
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An OSError inside names `path`: a full disk is otherwise reported without a file, or with a temporary one."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+    except SafetensorError as error:  # it says "(os error 28)" where the operating system refused
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
 def save_text(path: Path | str, text: str) -> None:
@@ -58,17 +80,43 @@ def save_tensors(path: Path | str, tensors: dict[str, Tensor], notes: dict[str, 
 
 def load_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read what `save_tensors` wrote. Raises CheckpointError for a missing, truncated or foreign file."""
-    path = Path(path)
+    with _opened(Path(path)) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, _notes(file)  # noqa: SIM118
+
+
+def read_notes(path: Path | str) -> dict[str, Any]:
+    """Only the notes of such a file, without its tensors. Raises as `load_tensors` does."""
+    with _opened(Path(path)) as file:
+        return _notes(file)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such checkpoint; train one first, or check the path")
+        raise CheckpointError(f"{path}: no such checkpoint; {_what_is_there(path)}")
     try:
-        with safe_open(str(path), "pt") as file:
-            notes = json.loads((file.metadata() or {}).get("minivlp", "{}"))
-            return {name: file.get_tensor(name) for name in file.keys()}, notes  # noqa: SIM118
-    except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        with naming(path), safe_open(str(path), "pt") as file:
+            yield file
+    except (SafetensorError, ValueError) as error:
         raise CheckpointError(
             f"{path}: not a complete safetensors file ({error}); it may be truncated: copy it again"
         ) from None
+
+
+def _notes(file: Any) -> dict[str, Any]:
+    notes = json.loads((file.metadata() or {}).get("minivlp", "{}"))
+    return notes if isinstance(notes, dict) else {}
+
+
+def _what_is_there(path: Path) -> str:
+    """What to do about a path that is no file: the nearest checkpoint there is."""
+    inside = sorted(path.glob("*.safetensors")) if path.is_dir() else []
+    beside = {file.name: file for file in path.parent.glob("*.safetensors")} if path.parent.is_dir() else {}
+    inside = [file for file in inside if file.name != "state.safetensors"]  # of a run that is still trained
+    near = inside or [beside[name] for name in difflib.get_close_matches(path.name, beside, n=3)]
+    if near:
+        return f"did you mean {' or '.join(map(str, near))}?"
+    return "it is a folder without one" if path.is_dir() else "train one first, or check the path"
 
 
 # ----------------------------------------------------------------------------------------------------------- weights

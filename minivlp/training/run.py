@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from minivlp.training.checkpoint import CheckpointError, load_tensors, save_tensors, save_text, set_weights, weights
+from minivlp.training.tokenizer_of_run import tokenizer_fingerprint
 
 try:
     import fcntl
@@ -206,12 +207,6 @@ def run_identity(dataset: Any, tokenizer: Any, seed: int, **options: Any) -> dic
     own = type(dataset).__repr__ is not object.__repr__  # else it shows an address, new in every process
     data = {"description": repr(dataset) if own else type(dataset).__name__, "hash": digest.hexdigest()[:16]}
     return {"data": data, "tokenizer": tokenizer_fingerprint(tokenizer), "seed": seed, "options": options}
-
-
-def tokenizer_fingerprint(tokenizer: Any) -> str:
-    """Size and hash of a tokenizer's vocabulary: equal for tokenizers that give every piece the same id."""
-    vocabulary = sorted(tokenizer.get_vocab().items())
-    return f"{len(vocabulary)} tokens, {hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()[:16]}"
 
 
 def random_state() -> dict[str, Tensor]:
