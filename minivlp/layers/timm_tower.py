@@ -10,6 +10,7 @@ when a tower is made. Axes: B batch, P patches = rows * columns, D width.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,9 @@ from minivlp.layers.embeddings import ImageConfig, PixelNormalization
 from minivlp.layers.timm_weights import UnsupportedModel, encoder_from_timm, one_or_two, pixel_statistics
 from minivlp.layers.towers import ImageEncoder
 from minivlp.layers.transformer import BlockConfig
+from minivlp.layers.weight_files import CheckpointError, grouped, read_weights, suggestion
+
+KEY_ERRORS = ("Missing", "Unexpected")  # torch's words for names that a model needs, and that it does not have
 
 
 @dataclass(frozen=True)
@@ -70,32 +74,37 @@ def image_tower(config: ImageConfig) -> nn.Module:
 
 
 def timm_tower(
-    name: str, weights: Path | str | None = None, *, pretrained: bool = False
+    name: str, weights: Path | str | None = None, *, pretrained: bool = False, weight_set: str | None = None
 ) -> ImageEncoder | FeatureTower:
     """The timm model `name` as a tower: in our encoder where that can express it, else by its feature map.
 
-    weights: a file that timm wrote or published, .safetensors or .pth (of which only tensors are read). pretrained:
-    download them from the model hub. Neither: random. Raises ValueError for an unknown name or weights that do not fit,
-    FileNotFoundError where there is no file or no hub.
+    weights: a file that timm wrote or published, .safetensors or .pth (of which only tensors are read), or a training
+    script's, from which prefixes such as `module.` are taken off. weight_set: which set of weights of such a file, as
+    "model_ema". pretrained: download them from the model hub. Neither: random. Raises ValueError for an unknown name or
+    weights that do not fit, FileNotFoundError where there is no file or no hub.
     """
-    model = open_timm(name, weights, pretrained)
+    model = open_timm(name, weights, pretrained, weight_set)
     try:
         return encoder_from_timm(model)
     except UnsupportedModel:
         return feature_tower(name, model)
 
 
-def from_timm(name: str, weights: Path | str | None = None, *, pretrained: bool = False) -> ImageEncoder:
+def from_timm(
+    name: str, weights: Path | str | None = None, *, pretrained: bool = False, weight_set: str | None = None
+) -> ImageEncoder:
     """As `timm_tower`, but always our own encoder. Raises ValueError, saying why, where it cannot express the model."""
     try:
-        return encoder_from_timm(open_timm(name, weights, pretrained))
+        return encoder_from_timm(open_timm(name, weights, pretrained, weight_set))
     except UnsupportedModel as problem:
         raise ValueError(
             f"{name} {problem}, which ImageEncoder cannot express: timm_tower takes its feature map"
         ) from None
 
 
-def open_timm(name: str, weights: Path | str | None = None, pretrained: bool = False) -> nn.Module:
+def open_timm(
+    name: str, weights: Path | str | None = None, pretrained: bool = False, weight_set: str | None = None
+) -> nn.Module:
     """timm's own model without its classifier, in evaluation mode; arguments and errors as in `timm_tower`."""
     import timm
 
@@ -106,7 +115,11 @@ def open_timm(name: str, weights: Path | str | None = None, pretrained: bool = F
     if weights is not None:
         heads = timm.get_pretrained_cfg(name).classifier or ()
         heads = tuple(f"{head}." for head in ([heads] if isinstance(heads, str) else heads))
-        tensors = {key: tensor for key, tensor in read_weights(weights).items() if not key.startswith(heads)}
+        path = Path(weights).expanduser()
+        if not path.is_file():
+            raise FileNotFoundError(f"no weights at {path}{suggestion(path)}")
+        found = read_weights(path, weight_set)
+        tensors = {key: tensor for key, tensor in found.items() if not key.startswith(heads)}
         overlay |= {"state_dict": tensors, "custom_load": False}
     source = {"pretrained": pretrained}
     if weights is not None:
@@ -115,29 +128,21 @@ def open_timm(name: str, weights: Path | str | None = None, pretrained: bool = F
         return timm.create_model(name, num_classes=0, **source).eval()
     except Exception as error:  # its class depends on the network library underneath
         if weights is not None:
-            raise ValueError(f"{weights} does not fit timm's {name}: {error}") from None
+            raise CheckpointError(f"{weights} does not fit timm's {name}: {what_does_not_fit(error)}") from None
         if pretrained:
             remedy = "download the file where there is a network, and give it as weights"
             raise FileNotFoundError(f"cannot download the pretrained weights of {name} ({error}): {remedy}") from None
         raise
 
 
-def read_weights(path: Path | str) -> dict[str, Tensor]:
-    """The tensors of a .safetensors or a torch file, from which no code is run."""
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(f"no weights at {path}")
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(path)
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(f"{path} is not a file of tensors alone: {str(error).splitlines()[0]}") from None
-    for wrapper in ("state_dict", "model"):
-        found = found.get(wrapper, found)
-    return found
+def what_does_not_fit(error: Exception) -> str:
+    """torch's list of names that do not fit, which may be of hundreds, in groups."""
+    parts = []
+    for kind in KEY_ERRORS:
+        if found := re.search(rf"{kind} key\(s\) in state_dict: (.*?)\. ?$", str(error), re.MULTILINE):
+            parts.append(kind.lower() + ": " + grouped(re.findall('"(.+?)"', found[1])))
+    parts += [line.strip() for line in str(error).splitlines() if "size mismatch" in line][:3]
+    return "; ".join(parts) or (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def feature_map(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from minivlp.layers.embeddings import ImageConfig, PixelNormalization, pixel_change
 from minivlp.layers.towers import ImageEncoder
 from minivlp.layers.transformer import ACTIVATIONS, BlockConfig
+from minivlp.layers.weight_files import UnsupportedModel
 
 VIT_LAYER = {  # our names of the parts of a block, and timm's
     "self_norm": "norm1",
@@ -26,15 +27,11 @@ SCALED = {"self_attention.out": "ls1.gamma", "feed_forward.down": "ls2.gamma"}  
 POOLING = ("attn_pool.", "fc_norm.")  # what timm does with the tokens afterwards; we read the tokens themselves
 
 
-class UnsupportedModel(ValueError):
-    """`ImageEncoder` cannot express a timm model; the message goes on after the model's name."""
-
-
 def encoder_from_timm(model: nn.Module) -> ImageEncoder:
     """Our encoder with the weights of a timm vision transformer. It takes our pixels, in [-1, 1].
 
     Both are run on a random image, and their tokens compared. Raises UnsupportedModel where they differ, or where the
-    model has parts that our encoder does not have.
+    model has parts that our encoder does not have; its message goes on after the model's name.
     """
     from timm.models.vision_transformer import VisionTransformer
 

@@ -22,14 +22,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from minivlp.errors import UserError
+from minivlp.layers.weight_files import CheckpointError, foreign, grouped, without_prefixes
 
 CHECKPOINTS = Path(__file__).resolve().parents[2] / "checkpoints"
 Model = TypeVar("Model", bound=nn.Module)
-
-
-class CheckpointError(UserError):
-    """A checkpoint or run folder that cannot be used; the message names the file, what is wrong and what to do."""
 
 
 # ------------------------------------------------------------------------------------------------------------- files
@@ -98,6 +94,8 @@ def _opened(path: Path) -> Iterator[Any]:
         with naming(path), safe_open(str(path), "pt") as file:
             yield file
     except (SafetensorError, ValueError) as error:
+        if (what := foreign(path)) is not None:
+            raise CheckpointError(f"{path} {what}") from None
         raise CheckpointError(
             f"{path}: not a complete safetensors file ({error}); it may be truncated: copy it again"
         ) from None
@@ -144,14 +142,6 @@ def set_weights(model: nn.Module, tensors: dict[str, Tensor], source: str) -> No
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(tensors[name])
-
-
-def grouped(names: list[str]) -> str:
-    """`text.blocks.0.a, text.blocks.0.b, scale` -> `text.* (2), scale`."""
-    groups: dict[str, list[str]] = {}
-    for name in names:
-        groups.setdefault(name.split(".")[0], []).append(name)
-    return ", ".join(group[0] if len(group) == 1 else f"{part}.* ({len(group)})" for part, group in groups.items())
 
 
 class _SkipRandom(TorchDispatchMode):
@@ -269,6 +259,7 @@ def load_model(kind: type[Model], path: Path | str) -> Model:
         raise CheckpointError(f"{path}: its config does not fit {kind.Config.__name__} ({error})") from None
     with without_random_init():
         model = kind(config)
+    tensors = without_prefixes(tensors, str(path))
     set_weights(model, {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}, str(path))
     return model.eval()
 
@@ -283,7 +274,7 @@ def init_from(model: nn.Module, path: Path | str, parts: tuple[str, ...] = TOWER
     were copied. Raises CheckpointError, and changes nothing, for a file without any such parameter, and where a part
     (the name up to the first dot) is incomplete or has another shape.
     """
-    tensors, _ = load_tensors(path)
+    tensors = without_prefixes(load_tensors(path)[0], str(path))
     own = {name: tensor for name, tensor in weights(model).items() if name.startswith(parts)}
     there = {name: tensor for name, tensor in tensors.items() if name.startswith(parts)}
     if not there:
