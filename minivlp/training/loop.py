@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -17,10 +16,9 @@ from torch import nn
 from minivlp.data.batch import Batch
 from minivlp.device import bf16_is_fast, reuse_memory
 from minivlp.device import device as best_device
-from minivlp.training.checkpoint import config_to_dict
 from minivlp.training.optim import cosine, make_optimizers
 from minivlp.training.prefetch import Prefetch
-from minivlp.training.run import History, RunFolder
+from minivlp.training.run import History, RunFolder, model_identity
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ def fit(
     *,
     validate: Callable[[], dict[str, float]] | None = None,
     on_step: Iterable[Callable[[dict[str, float]], Any]] = (),
-    run_dir: Path | str | None = None,
+    run_dir: Path | str | RunFolder | None = None,
     identity: Mapping[str, Any] | None = None,
     device: torch.device | str | None = None,
     bar: bool = True,
@@ -58,7 +56,8 @@ def fit(
         validate: called every `validate_every` steps and at the end, in evaluation mode and without gradients.
         on_step: called with each step's row, for instance `LiveCurves.log_row`.
         run_dir: the folder of the log and the state (see `run`). An unfinished run with the same identity is resumed,
-            and equals the uninterrupted one bit for bit on the same hardware.
+            and equals the uninterrupted one bit for bit on the same hardware. A `RunFolder` that is open already, whose
+            identity includes `model_identity`, takes the place of `run_dir` and `identity`.
         identity: what else distinguishes this run from others, besides the model's class and config and the settings:
             see `run_identity`.
         device: cuda, mps or cpu; by default the best available. The model is moved there, stays there, and is left in
@@ -81,7 +80,10 @@ def fit(
     with ExitStack() as stack:
         stack.callback(model.eval)  # last of all, when the background thread has ended
         if run_dir is not None:
-            run = stack.enter_context(RunFolder(run_dir, {**(identity or {}), **_own_identity(model, settings)}))
+            run = run_dir
+            if not isinstance(run_dir, RunFolder):
+                whole = {**(identity or {}), **model_identity(model, settings)}
+                run = stack.enter_context(RunFolder(run_dir, whole))
             start, history = run.resume(model, optimizers)
         if device.type == "cpu":
             stack.enter_context(reuse_memory())
@@ -160,19 +162,6 @@ def overfit_one_batch(model: nn.Module, batch: Batch, steps: int = 60, lr: float
     """
     history = fit(model, lambda step: batch, Settings(steps=steps, lr=lr, warmup=5), bar=False)
     return [row["loss"] for row in history.steps]
-
-
-def _own_identity(model: nn.Module, settings: Settings) -> dict[str, Any]:
-    """The part of a run's identity that `fit` knows."""
-    config = getattr(model, "config", None)
-    return {
-        "model": {
-            "class": type(model).__name__,
-            "config": config_to_dict(config) if dataclasses.is_dataclass(config) else None,
-            "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-        },
-        "settings": dataclasses.asdict(settings),
-    }
 
 
 def _progress(start: int, steps: int, shown: bool) -> Any:

@@ -1,19 +1,27 @@
 """The folder of a training run: what identifies the run, its log, and the state to resume from.
 
     run.json            the identity: model, settings, data, tokenizer, seed, options. Written once, at the start
+    tokenizer/          the files of the tokenizer (see `tokenizer_of_run`)
     log.jsonl           one row per step and per validation; rows are appended at each save
     state.safetensors   weights, optimizer state and random state at the last save
+    lock                the process that trains here now (see `run_lock`)
 
 The process may be killed at any moment. The state is replaced in one operation, so a whole one is always there. The log
 is written just before the state: it may be ahead of the state or end in half a line, and is cut back on resuming. If
 rows were lost, training still resumes; only the history then has a gap.
+
+A run cannot be made longer: its learning rate is planned for its number of steps and has come down to zero at the end.
+More steps are a new run in another folder, which starts from the weights of the first.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
-import os
+import math
+import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,15 +30,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from minivlp.training.checkpoint import CheckpointError, load_tensors, save_tensors, save_text, set_weights, weights
+from minivlp.training.checkpoint import (
+    CheckpointError,
+    config_to_dict,
+    load_tensors,
+    naming,
+    read_notes,
+    save_tensors,
+    save_text,
+    set_weights,
+    weights,
+)
+from minivlp.training.run_lock import FolderLock
 from minivlp.training.tokenizer_of_run import tokenizer_fingerprint
 
-try:
-    import fcntl
-except ImportError:  # Windows: two processes in one folder are not noticed there
-    fcntl = None
-
 Row = dict[str, float]
+STATE = "state.safetensors"
+LEFT_BY_A_KILL = re.compile(r".+\.\d+\.part|\.tmp\w{6}")  # ours, and those of safetensors
 
 
 @dataclass
@@ -48,50 +64,46 @@ class History:
         return f"History({len(self.steps)} steps{last}{', interrupted' if self.interrupted else ''})"
 
 
+class OtherRun(CheckpointError):
+    """A folder holds another run. `found`: the fields that differ, each with its values there and now."""
+
+    def __init__(self, folder: Path, found: dict[str, tuple[str, str]]) -> None:
+        remedy = "choose another folder, or delete this one"
+        if "settings.steps" in found:
+            remedy += ". A run cannot be made longer, but a new run in another folder can start from its weights"
+        super().__init__(f"{folder} holds another run ({'; '.join(listed(found))}): {remedy}")
+        self.folder, self.found = folder, found
+
+
 class RunFolder:
     """A run's folder, claimed for one process while the `with` block lasts.
 
-    `identity` is whatever distinguishes this run from others, as values that JSON can hold. Raises CheckpointError if
-    the folder belongs to a run with another identity (every differing field is named), holds files of unknown origin,
-    or is in use by another process.
+    `identity` is whatever distinguishes this run from others, as values that JSON can hold. What a killed process left
+    half-written is deleted. Raises OtherRun if the folder belongs to a run with another identity (every differing field
+    is named), and CheckpointError if it holds files of unknown origin, or is in use by another process.
     """
 
     def __init__(self, folder: Path | str, identity: Mapping[str, Any]) -> None:
         self.folder = Path(folder)
-        self.state, self.log = self.folder / "state.safetensors", self.folder / "log.jsonl"
+        self.state, self.log = self.folder / STATE, self.folder / "log.jsonl"
         self.identity = json.loads(json.dumps(identity, default=str))  # as it will be read back
         self._logged = 0, 0  # rows of the history that are in the log: steps, validations
-        self._lock: int | None = None
+        self._lock = FolderLock(self.folder)
 
     def __enter__(self) -> RunFolder:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._claim()
+        with naming(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock.__enter__()
         try:
             self._identify()
+            self._sweep()
         except BaseException:
             self.__exit__()
             raise
         return self
 
     def __exit__(self, *_: Any) -> None:
-        if self._lock is not None:
-            os.close(self._lock)  # which also unlocks, as the end of the process does
-            self._lock = None
-
-    def _claim(self) -> None:
-        """Lock the folder itself, so that nothing is left behind by a kill."""
-        if fcntl is None:
-            return
-        self._lock = os.open(self.folder, os.O_RDONLY)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self.__exit__()
-            raise CheckpointError(
-                f"{self.folder} is in use by another training process: wait for its end, or choose another folder"
-            ) from None
-        except OSError:  # a file system without locks
-            pass
+        self._lock.__exit__()
 
     def _identify(self) -> None:
         """Write `run.json`, or compare with the one that is there."""
@@ -106,12 +118,17 @@ class RunFolder:
             return
         try:
             there = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
+            found = differing(there, self.identity)
+        except (ValueError, AttributeError, RecursionError) as error:
             raise CheckpointError(f"{file} cannot be read ({error}): choose another folder, or delete it") from None
-        if found := differences(there, self.identity):
-            raise CheckpointError(
-                f"{self.folder} holds another run ({'; '.join(found)}): choose another folder, or delete this one"
-            )
+        if found:
+            raise OtherRun(self.folder, found)
+
+    def _sweep(self) -> None:
+        """Delete what a killed process left half-written. Nobody else writes here now."""
+        for path in self.folder.iterdir():
+            if LEFT_BY_A_KILL.fullmatch(path.name):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def save(self, step: int, model: nn.Module, optimizers: list[torch.optim.Optimizer], history: History) -> None:
         """Append the new rows to the log, then write everything that step `step` and later ones depend on."""
@@ -121,14 +138,18 @@ class RunFolder:
                 tensors |= {f"optimizer/{number}/{index}/{key}": torch.as_tensor(v) for key, v in state.items()}
         tensors |= {f"random/{name}": state for name, state in random_state().items()}
         self._append(history)
-        save_tensors(self.state, tensors, {"step": step, "seconds": history.seconds})
+        save_tensors(self.state, tensors, {"step": step, "seconds": history.seconds, "run": self._fingerprint()})
+
+    def _fingerprint(self) -> str:
+        """A hash of the identity, by which a state that was copied here from another run is noticed."""
+        return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:16]
 
     def _append(self, history: History) -> None:
         steps, validations = self._logged
         rows = [{"kind": "step", **row} for row in history.steps[steps:]]
         rows += [{"kind": "validation", **row} for row in history.validation[validations:]]
         rows.sort(key=lambda row: row["step"])  # stable: a step comes before its validation
-        with open(self.log, "a", encoding="utf-8") as file:
+        with naming(self.log), open(self.log, "a", encoding="utf-8") as file:
             file.write("".join(json.dumps(row) + "\n" for row in rows))
         self._logged = len(history.steps), len(history.validation)
 
@@ -143,7 +164,11 @@ class RunFolder:
         parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "random": {}}
         for name, tensor in tensors.items():
             part, _, rest = name.partition("/")
-            parts[part][rest] = tensor
+            parts.setdefault(part, {})[rest] = tensor
+        if len(parts) > 3 or not {"step", "seconds"} <= notes.keys():
+            raise CheckpointError(f"{self.state} is not the state of a run: choose another folder, or delete it")
+        if notes.get("run", self._fingerprint()) != self._fingerprint():
+            raise CheckpointError(f"{self.state} is of another run than {self.folder / 'run.json'}: put its own back")
         set_weights(model, parts["model"], str(self.state))
         for number, optimizer in enumerate(optimizers):
             state = optimizer.state_dict()
@@ -161,15 +186,14 @@ class RunFolder:
     def _read_log(self, step: int) -> History:
         """The rows before `step`; whatever else the log holds is cut off."""
         history, kept = History(), []
-        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines() if self.log.exists() else []
+        with naming(self.log):
+            text = self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
+        lines = text.splitlines()
         for line in lines:
-            try:
-                row = json.loads(line)
-                kind, early = row.pop("kind"), row["step"] < step
-            except (ValueError, LookupError, AttributeError, TypeError):
-                continue  # half a line
-            if early:
-                (history.steps if kind == "step" else history.validation).append(row)
+            kind, row = _parsed(line)
+            rows = {"step": history.steps, "validation": history.validation}.get(kind)
+            if rows is not None and row["step"] < step and (not rows or rows[-1]["step"] < row["step"]):
+                rows.append(row)
                 kept.append(line)
         if len(kept) < len(lines):
             save_text(self.log, "".join(line + "\n" for line in kept))
@@ -177,15 +201,40 @@ class RunFolder:
         return history
 
 
-def differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """The fields in which two identities differ, as `settings.steps: there 100, now 200`."""
+def _parsed(line: str) -> tuple[str, Row]:
+    """Kind and values of a row of the log; kind "" for a line that is damaged."""
+    try:
+        row = json.loads(line)
+        kind = row.pop("kind")
+        numbers = [row["step"], *([row["loss"], row["seconds"]] if kind == "step" else [])]
+        whole = all(isinstance(number, int | float) and math.isfinite(number) for number in numbers)
+        return (kind, row) if whole and isinstance(kind, str) else ("", {})
+    except (ValueError, LookupError, AttributeError, TypeError, RecursionError, OverflowError):
+        return "", {}
+
+
+def saved_step(folder: Path | str) -> int:
+    """How many steps of the run in this folder are in its saved state; 0 where there is none that can be read."""
+    try:
+        return int(read_notes(Path(folder) / STATE)["step"])
+    except (CheckpointError, OSError, LookupError, TypeError, ValueError):
+        return 0
+
+
+def differing(there: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """The fields in which two identities differ, nested names joined by dots, with both values as JSON or "absent"."""
     old, new = _flat(there), _flat(now)
     fields = [name for name in {**old, **new} if name not in old or name not in new or old[name] != new[name]]
 
     def shown(values: dict[str, Any], name: str) -> str:
         return json.dumps(values[name], ensure_ascii=False) if name in values else "absent"
 
-    return [f"{name}: there {shown(old, name)}, now {shown(new, name)}" for name in fields]
+    return {name: (shown(old, name), shown(new, name)) for name in fields}
+
+
+def listed(found: Mapping[str, tuple[str, str]]) -> list[str]:
+    """What `differing` found, each as `settings.steps: there 100, now 200`."""
+    return [f"{name}: there {there}, now {now}" for name, (there, now) in found.items()]
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -197,16 +246,38 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def run_identity(dataset: Any, tokenizer: Any, seed: int, **options: Any) -> dict[str, Any]:
-    """The part of a run's identity that `fit` cannot see: data, tokenizer, seed, and options such as `init_from`.
+    """The part of a run's identity that `fit` cannot see: data, tokenizer, seed, and options such as `init_from`."""
+    data = data_fingerprint(dataset)
+    return {"data": data, "tokenizer": tokenizer_fingerprint(tokenizer), "seed": seed, "options": options}
 
-    The data are known by what the dataset calls itself and by a hash of all image ids and captions.
+
+def model_identity(model: nn.Module, settings: Any) -> dict[str, Any]:
+    """The part of a run's identity that `fit` knows: the model's class and config, and the settings (a dataclass)."""
+    config = getattr(model, "config", None)
+    return {
+        "model": {
+            "class": type(model).__name__,
+            "config": config_to_dict(config) if dataclasses.is_dataclass(config) else None,
+            "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        },
+        "settings": dataclasses.asdict(settings),
+    }
+
+
+def data_fingerprint(dataset: Any) -> dict[str, str]:
+    """How a dataset describes itself, and a hash of what it says about its pictures (not of their pixels).
+
+    That is ids and captions and, of pictures on disk, file names and boxes; scenes follow from the seed of their captions.
     """
     digest = hashlib.sha256()
+    files = [row.file.name for row in getattr(dataset, "rows", ()) if hasattr(row, "file")]
     for row in range(len(dataset)):
-        digest.update(json.dumps([dataset.image_id(row), dataset.captions(row)]).encode())
+        known = [dataset.image_id(row), dataset.captions(row)]
+        if len(files) == len(dataset):
+            known += [files[row], [(region.kind, region.phrase, region.box) for region in dataset.regions(row)]]
+        digest.update(json.dumps(known).encode())
     own = type(dataset).__repr__ is not object.__repr__  # else it shows an address, new in every process
-    data = {"description": repr(dataset) if own else type(dataset).__name__, "hash": digest.hexdigest()[:16]}
-    return {"data": data, "tokenizer": tokenizer_fingerprint(tokenizer), "seed": seed, "options": options}
+    return {"description": repr(dataset) if own else type(dataset).__name__, "hash": digest.hexdigest()[:16]}
 
 
 def random_state() -> dict[str, Tensor]:
