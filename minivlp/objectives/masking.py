@@ -89,6 +89,21 @@ class SpanMasking(TokenMasking):
         return chosen
 
 
+@dataclass(frozen=True)
+class WordDropout(TokenMasking):
+    """Each token is replaced by one id, `mask_id`, with probability `rate`; nothing is predicted.
+
+    A regularizer: a text must be recognized without some of its words. [MASK] stands in their place, or [UNK] where a
+    tokenizer has no [MASK].
+    """
+
+    rate: float = 0.2
+
+    def drop(self, text: Text, generator: torch.Generator | None = None) -> Text:
+        """The texts (B, L) with the chosen tokens replaced."""
+        return text.with_ids(text.ids.masked_fill(self.choose(text, generator), self.mask_id))
+
+
 def maskable(text: Text, never: tuple[int, ...] = ()) -> Tensor:
     """(B, L) bool: real tokens whose id is not in `never`."""
     return text.mask & ~torch.isin(text.ids, text.ids.new_tensor(never))
