@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
+import unicodedata
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 
 from minivlp.data.batch import Region
 from minivlp.data.layouts import Entry
+from minivlp.data.layouts.published import MISSING, is_leftover, without_picture_folders
 from minivlp.data.threads import THREADS
 from minivlp.data.validation import EntryError, Report, image_size, read_image, to_fractions
 
@@ -54,7 +58,7 @@ def make_rows(entries: Sequence[Entry], root: Path, report: Report, subset: int 
     if subset is not None:
         order = np.random.default_rng(seed).permutation(len(entries)).tolist()
     wanted = len(entries) if subset is None else min(subset, len(entries))
-    finder = _Finder(root)
+    finder = _Finder(root, report)
     owners: dict[str, Entry] = {}
     valid: dict[int, Row] = {}
 
@@ -97,9 +101,10 @@ def check_shape(annotated: tuple[int, int], found: tuple[int, int]) -> None:
 class _Finder:
     """Finds images by name: the given path below the folder, else anywhere up to three levels down."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, report: Report) -> None:
+        self.root, self.report = root, report
         self.paths: dict[str, list[str]] | None = None  # base name -> paths; filled when first needed
+        self.alike: dict[str, list[str]] | None = None  # what names have in common -> paths; for suggestions
 
     def find(self, name: str) -> Path:
         """The path of the image. Raises an EntryError if there is none, or more than one."""
@@ -113,12 +118,38 @@ class _Finder:
         found = [p for p in self.paths.get(os.path.basename(name), ()) if p.replace("\\", "/").endswith(ending)]
         found = list({os.path.realpath(path): path for path in found}.values())
         if len(found) > 1:
+            return self._one_of_copies(found)
+        if not found:
+            if flaw := MISSING.get(os.path.basename(name)):
+                raise EntryError(flaw, "It is left out.", harmless=True)
+            problem = "a folder, not a file" if os.path.isdir(direct) else "not a file in or below the folder"
+            remedy = self._suggestion(name) or "Put it there, fix the name or delete the row."
+            raise EntryError("missing image", f"{name!r} is {problem}. {remedy}")
+        return Path(found[0])
+
+    def _one_of_copies(self, found: list[str]) -> Path:
+        """The upper one of copies that a published archive holds. Raises an EntryError for any others."""
+        paths = sorted(map(Path, found), key=lambda path: len(path.parts))
+        if len({without_picture_folders(path, self.root) for path in paths}) > 1:
             remedy = f"{found[0]} and {found[1]}: write the folder into the name, or remove one."
             raise EntryError("image in two places", remedy)
-        if not found:
-            problem = "a folder, not a file" if os.path.isdir(direct) else "not a file in or below the folder"
-            raise EntryError("missing image", f"{name!r} is {problem}: put it there, fix the name or delete the row.")
-        return Path(found[0])
+        above, below = (os.path.relpath(path.parent, self.root) for path in paths[:2])
+        self.report.note(f"pictures are in {above} and again in {below}: the upper ones are read", paths[0].name)
+        return paths[0]
+
+    def _suggestion(self, name: str) -> str:
+        """The file that a wrong name probably means, and what is different about it; "" if there is none."""
+        if self.alike is None:
+            self.alike = {}
+            for paths in self.paths.values():
+                for path in paths:
+                    self.alike.setdefault(_alike(path), []).append(path)
+        near = self.alike.get(_alike(name), ())
+        if not near:
+            return ""
+        others = [os.path.relpath(path, self.root) for path in near[:2]]
+        difference = f" ({_difference(name, near[0])})" if len(near) == 1 else ""
+        return f"Did you mean {' or '.join(map(repr, others))}{difference}? Names must be the same, letter by letter."
 
     def _walk(self, folder: str, depth: int) -> None:
         try:
@@ -126,10 +157,42 @@ class _Finder:
         except PermissionError:  # a folder that cannot be read is treated as empty
             return
         for item in items:
+            if is_leftover(Path(item.name)):
+                continue
             if item.is_file():
                 self.paths.setdefault(item.name, []).append(item.path)
             elif depth and item.is_dir() and not item.name.startswith("."):
                 self._walk(item.path, depth - 1)
+
+
+def _base_name(name: str) -> str:
+    """The name without folders. Archives packed on Windows may leave backslashes in the names of files."""
+    return name.replace("\\", "/").rpartition("/")[2]
+
+
+def _alike(name: str) -> str:
+    """What two names have in common if they probably mean the same picture."""
+    name = unicodedata.normalize("NFC", unquote(_base_name(name))).casefold().strip()
+    name = re.sub(r"\.(jpe?g|jfif|png|webp|gif|bmp|tiff?)$", "", name)
+    return re.sub(r"^coco_(train|val|test)\d{4}_", "", name)
+
+
+def _difference(name: str, path: str) -> str:
+    """In what the name differs from the file's."""
+    wanted, found = _base_name(name), _base_name(path)
+    if wanted == found:
+        backslash = "\\" in os.path.basename(path)
+        return "a backslash in the file's name: rename the file" if backslash else "another folder"
+    if unquote(wanted) == found or wanted == unquote(found):
+        return "%-escapes as in a web address"
+    one, two = unicodedata.normalize("NFC", wanted), unicodedata.normalize("NFC", found)
+    if one == two:
+        return "the same letters in another Unicode form, NFC or NFD: accents may be letters of their own"
+    if one.casefold() == two.casefold():
+        return "upper and lower case"
+    if os.path.splitext(one)[0] == os.path.splitext(two)[0]:
+        return "another extension"
+    return "a similar name"
 
 
 def _own_file(entry: Entry, finder: _Finder, owners: dict[str, Entry]) -> Path:
@@ -157,7 +220,8 @@ def _check_image(entry: Entry, path: Path, decode: bool) -> tuple[int, int] | No
 
 def _regions(entry: Entry, size: tuple[int, int] | None, report: Report) -> tuple[Region, ...]:
     regions = []
-    for corners, phrase, kind, where in entry.boxes:
-        with report.entry(where, counted=False):
-            regions.append(Region(to_fractions(corners, size), phrase, kind))
+    for marked in entry.boxes:
+        with report.entry(marked.where, counted=False):
+            box = marked.box if marked.fractions else to_fractions(marked.box, size)
+            regions.append(Region(box, marked.phrase, marked.kind))
     return tuple(regions)

@@ -20,9 +20,10 @@ from minivlp.data import samples_dir
 from minivlp.data.batch import Region, Sample
 from minivlp.data.dataset import Size, height_width
 from minivlp.data.folder_index import Row, check_shape, make_rows, split_by_hash
-from minivlp.data.layouts import detect_layout, read_coco, read_flickr, read_table
+from minivlp.data.layouts import Entry, detect_layout, read_coco, read_flickr, read_table
+from minivlp.data.pictures import resized
 from minivlp.data.threads import DecodingThreads
-from minivlp.data.validation import DataError, EntryError, Report, read_image
+from minivlp.data.validation import NO_CAPTION, SKIP, DataError, EntryError, NoSuchSplit, Report, read_image
 
 SPLITS = ("train", "validation", "test")
 
@@ -69,11 +70,10 @@ class Folder:
         height, width = height_width(size)
         smallest = 2 * max(height, width)  # a JPEG's own reduction to less than twice the size would blur the result
 
-        def resized(row: int) -> np.ndarray:
-            image = _decode(self.rows[row], smallest)
-            return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0))
+        def read(row: int) -> np.ndarray:
+            return resized(_decode(self.rows[row], smallest), height, width)
 
-        images = list(self._threads.pool.map(resized, rows))
+        images = list(self._threads.pool.map(read, rows))
         return np.stack(images) if images else np.zeros((0, height, width, 3), np.uint8)  # (B, H, W, 3)
 
     def __repr__(self) -> str:
@@ -120,7 +120,8 @@ def open_folder(
         raise ValueError(f"subset is a positive number of images or None, not {subset}")
     layout, root, file = detect_layout(spec)
     if layout != "folder" and language != "en":
-        raise DataError(f"{root}: {layout} files do not say their language. Leave `language` out, or write a JSONL.")
+        message = f"{root}: {layout} files do not say their language, and are read as they are. Or write a JSONL."
+        raise DataError(message, "Leave out {}.", "language")
     report = Report(root, on_error)
     if layout == "coco":
         entries = read_coco(root, report, split)
@@ -132,13 +133,22 @@ def open_folder(
     chosen = [entry for entry in entries if split is None or entry.split == split]
     if entries and not chosen:
         found = ", ".join(name for name in SPLITS if any(entry.split == name for entry in entries))
-        raise DataError(f"{root}: no image in split {split!r}. There are: {found or 'none'}. Or take all: split=None.")
+        raise NoSuchSplit(root, split, found)
     rows = make_rows(chosen, root, report, subset, seed)
-    if report.skipped:
-        print(report.summary())
+    _note_missing_captions(entries, report)
+    for line in report.lines():
+        print(line)
     if not rows:
         raise DataError(f"{file or root}: no valid row is left. Are there rows, and are their images in {root}?")
     return Folder(rows, report.skipped)
+
+
+def _note_missing_captions(entries: Sequence[Entry], report: Report) -> None:
+    """Note captions such as "nan", which tables hold where a caption is missing. They are kept: one may be meant."""
+    for entry in entries:
+        for caption in entry.captions:
+            if caption.casefold() in NO_CAPTION:
+                report.note(f"caption {caption!r} is kept as text: is a caption missing there?", entry.source)
 
 
 def _decode(row: Row, smallest: int | None = None) -> Image.Image:
@@ -149,5 +159,5 @@ def _decode(row: Row, smallest: int | None = None) -> Image.Image:
             check_shape(row.size, image.size)
         return image
     except EntryError as error:
-        hint = "Or open the folder with on_error='skip', which leaves such images out."
-        raise DataError(f"{row.file} ({row.source}): {error.reason}. {error.remedy} {hint}") from error
+        message = f"{row.file} ({row.source}): {error.reason}. {error.remedy}"
+        raise DataError(message, "Or open the folder with {}, which leaves such images out.", SKIP) from error

@@ -6,37 +6,51 @@ all readers whether to stop (`on_error="raise"`) or to leave the entry out (`on_
 
 from __future__ import annotations
 
+import ast
+import json
 import math
 import os
+import re
 import reprlib
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from minivlp.data import pictures
 from minivlp.data.batch import Box
+from minivlp.data.pictures import PictureError
+from minivlp.errors import UserError
 
+SKIP = "on_error='skip'"  # the argument of `open_folder`, as messages name it
 LONGEST_CAPTION = 5_000  # characters; the longest human captions we know (localized narratives) are below 3,000
-MOST_PIXELS = 89_478_485  # Pillow's own limit: a quarter of a gigabyte once decoded as RGB
-
-# The transpose that brings an image with this EXIF orientation upright (1 is upright already).
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+# What tables hold where a caption is missing: pandas, Python, JavaScript and spreadsheets write these.
+NO_CAPTION = frozenset({"nan", "none", "null", "undefined", "n/a", "#n/a", "<na>", "nat", "-nan"})
 
 
-class DataError(ValueError):
+class StoredFile(Protocol):
+    """A file inside another one, such as a member of a tar file. `str()` of it names both."""
+
+    def read(self) -> bytes:
+        """Its bytes. Raises OSError if the file around it has gone."""
+
+
+PictureFile = Path | StoredFile
+
+
+class DataError(UserError):
     """The user's data is invalid. The message names the file, the row and a remedy."""
+
+
+class NoSuchSplit(DataError):
+    """The data are valid, but have no image in the split that was asked for. `found` says which splits there are."""
+
+    def __init__(self, root: Path | str, split: str, found: str) -> None:
+        message = f"{root}: no image in split {split!r}. There are: {found or 'none'}."
+        super().__init__(message, "Or take all: {}.", "split=None")
 
 
 class EntryError(Exception):
@@ -51,7 +65,10 @@ class EntryError(Exception):
 
 
 class Report:
-    """Counts the entries of a folder. `skipped` has the `(where, reason)` of those that were left out."""
+    """Counts the entries of a folder. `skipped` has the `(where, reason)` of those that were left out.
+
+    `notes` are facts that the user should know although nothing is left out: what, and where it was found.
+    """
 
     def __init__(self, root: Path, on_error: str) -> None:
         if on_error not in ("raise", "skip"):
@@ -59,6 +76,11 @@ class Report:
         self.root, self.skip = root, on_error == "skip"
         self.entries = 0
         self.skipped: list[tuple[str, str]] = []
+        self.notes: dict[str, list[str]] = {}
+
+    def note(self, what: str, where: str) -> None:
+        """Remember a fact. Equal facts are printed as one line with their number."""
+        self.notes.setdefault(what, []).append(where)
 
     @contextmanager
     def entry(self, where: str, counted: bool = True) -> Iterator[None]:
@@ -68,9 +90,18 @@ class Report:
             yield
         except EntryError as error:
             if not (self.skip or error.harmless):
-                hint = "Or open the folder with on_error='skip' to leave such rows out."
-                raise DataError(f"{self.root / where}: {error.reason}. {error.remedy} {hint}") from error
+                stop = "" if error.reason.endswith("?") else "."
+                message = f"{self.root / where}: {error.reason}{stop} {error.remedy}"
+                raise DataError(message, "Or open the folder with {} to leave such rows out.", SKIP) from error
             self.skipped.append((where, error.reason))
+
+    def lines(self) -> list[str]:
+        """What to print when the folder is open: the notes, each once with its number, and the summary."""
+        lines = []
+        for what, places in self.notes.items():
+            count = f" ({len(places):,} rows, first: {places[0]})" if len(places) > 1 else f" ({places[0]})"
+            lines.append(what + count)
+        return [*lines, self.summary()] if self.skipped else lines
 
     def summary(self) -> str:
         """One line: how many were left out, the reasons, and where the first one is."""
@@ -119,11 +150,31 @@ def clean_caption(caption: Any) -> str:
         raise EntryError("not text", "It has half of a surrogate pair: write the character in UTF-8.") from error
     if "\0" in caption:
         raise EntryError("not text", "It has zero bytes: write the caption again.")
+    if _is_list_in_disguise(caption):
+        remedy = (
+            f"Found {reprlib.repr(caption)}: write one caption per row, or a list without the outer quotes in a JSONL."
+        )
+        raise EntryError("a list written as one caption", remedy)
     return caption
 
 
-def clean_numbers(values: Any) -> Box:
-    """Four finite numbers. Raises EntryError."""
+def _is_list_in_disguise(caption: str) -> bool:
+    """Whether the text is a list, tuple or dictionary of texts, printed by Python, NumPy or as JSON."""
+    inner = re.sub(r"^array\((.*?)(, dtype=\w+)?\)$", r"\1", caption)
+    if inner[:1] + inner[-1:] not in ("[]", "()", "{}"):
+        return False
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            value = parse(inner)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        items = list(value.values()) if isinstance(value, dict) else value
+        return isinstance(items, list | tuple | set) and (not items or any(isinstance(item, str) for item in items))
+    return False
+
+
+def clean_numbers(values: Any, unit: str = "in pixels") -> Box:
+    """Four finite numbers. Raises EntryError, which names the `unit`."""
     numbers = values if isinstance(values, list | tuple) else ()
     if len(numbers) == 4 and all(isinstance(v, int | float) and not isinstance(v, bool) for v in numbers):
         try:
@@ -132,16 +183,54 @@ def clean_numbers(values: Any) -> Box:
             box = (math.inf,) * 4
         if all(math.isfinite(v) for v in box):
             return box  # type: ignore[return-value]
-    raise EntryError("box is not four numbers", f"Found {reprlib.repr(values)}: write four finite numbers, in pixels.")
+    raise EntryError("box is not four numbers", f"Found {reprlib.repr(values)}: write four finite numbers, {unit}.")
 
 
 def clean_corners(values: Any) -> Box:
     """Corners (x0, y0, x1, y1) in pixels. Raises EntryError."""
-    x0, y0, x1, y1 = clean_numbers(values)
+    x0, y0, x1, y1 = in_pixels(clean_numbers(values), "xyxy_fraction")
     if x0 >= x1 or y0 >= y1:
         remedy = f"Found {reprlib.repr(values)}: write [x0, y0, x1, y1] with x0 < x1 and y0 < y1, in pixels."
         raise EntryError("box of no size or with swapped corners", remedy)
     return x0, y0, x1, y1
+
+
+def in_pixels(box: Box, key: str) -> Box:
+    """The same box. Raises EntryError if it could be in fractions: then nothing in it is larger than 1.
+
+    `key` is the name for such a box in fractions, such as "xyxy_fraction".
+    """
+    if any(box) and max(map(abs, box)) <= 1:
+        numbers = ", ".join(f"{value:g}" for value in box)
+        remedy = f"Found [{numbers}], less than a pixel. If it is in fractions of width and height, call it {key}."
+        raise EntryError("box in fractions?", remedy)
+    return box
+
+
+def fractions_of(values: Any, form: str) -> Box:
+    """Four fractions of the image as (cx, cy, w, h). Raises EntryError.
+
+    form: what the numbers are: "xyxy" (corners), "xywh" (upper left corner and size) or "cxcywh" (center and size, as
+    YOLO writes them). A box may exceed the image by a hundredth, which is rounding and is cut off.
+    """
+    a, b, c, d = clean_numbers(values, "as fractions of width and height")
+    if max(abs(a), abs(b), abs(c), abs(d)) > 1.01:
+        raise EntryError(
+            "box not in fractions", f"Found {reprlib.repr(values)}: if it is in pixels, call it xyxy or xywh."
+        )
+    if form == "xywh":
+        c, d = a + c, b + d
+    elif form == "cxcywh":
+        a, b, c, d = a - c / 2, b - d / 2, a + c / 2, b + d / 2
+    if a >= c or b >= d:
+        raise EntryError(
+            "box of no size or with swapped corners", f"Found {reprlib.repr(values)} under {form}_fraction."
+        )
+    if min(a, b) < -0.01 or max(c, d) > 1.01:
+        remedy = f"Found {reprlib.repr(values)} under {form}_fraction: fix or delete the box."
+        raise EntryError("box outside its image", remedy)
+    a, b, c, d = max(a, 0.0), max(b, 0.0), min(c, 1.0), min(d, 1.0)
+    return (a + c) / 2, (b + d) / 2, c - a, d - b
 
 
 def to_fractions(corners: Box, size: tuple[int, int]) -> Box:
@@ -160,75 +249,29 @@ def to_fractions(corners: Box, size: tuple[int, int]) -> Box:
     return (x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0
 
 
-def image_size(path: Path) -> tuple[int, int]:
+def image_size(file: PictureFile) -> tuple[int, int]:
     """(width, height) of the upright image, from the header of the file. Raises EntryError."""
+    with _as_entry_error():
+        return pictures.image_size(_content(file))
+
+
+def read_image(file: PictureFile, smallest: int | None = None) -> Image.Image:
+    """The image of a file as upright RGB (`pictures.to_rgb`). Raises EntryError if it cannot be decoded."""
+    with _as_entry_error():
+        return pictures.to_rgb(_content(file), smallest)
+
+
+def _content(file: PictureFile) -> Path | bytes:
     try:
-        with _opened(path) as image:
-            # Pillow reports the upright size of a TIFF, and the stored size of any other format.
-            transposed = image.format != "TIFF" and _orientation(image) >= 5
-            return image.size[::-1] if transposed else image.size
-    except EntryError:
-        raise
-    except Exception as error:  # decoders raise anything, from struct.error to SyntaxError
-        raise _broken(error) from error
+        return file.read() if hasattr(file, "read") else file
+    except OSError as error:
+        reason = f"It was there when the data was opened ({error.strerror or error}): restore it."
+        raise EntryError("missing image", reason) from error
 
 
-def read_image(path: Path, smallest: int | None = None) -> Image.Image:
-    """The image, upright and RGB, with 8 bits per channel and a white background in place of transparency.
-
-    With `smallest` a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, as long as both sides keep that many pixels.
-    This is several times faster and still reads every byte. Raises EntryError for an image that cannot be decoded.
-    """
+@contextmanager
+def _as_entry_error() -> Iterator[None]:
     try:
-        with _opened(path) as image:
-            if smallest:
-                image.draft(None, (smallest, smallest))
-            image.load()
-            orientation = _orientation(image)
-            rgb = _to_rgb(image)
-            return rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb
-    except EntryError:
-        raise
-    except Exception as error:  # as in image_size
-        raise _broken(error) from error
-
-
-def _opened(path: Path) -> Image.Image:
-    try:
-        image = Image.open(path)
-    except Image.DecompressionBombError as error:
-        remedy = f"It claims more than {2 * MOST_PIXELS:,} pixels: make it smaller."
-        raise EntryError("image too large", remedy) from error
-    if image.size[0] * image.size[1] > MOST_PIXELS:
-        image.close()
-        raise EntryError("image too large", f"It claims {image.size[0]} x {image.size[1]} pixels: make it smaller.")
-    return image
-
-
-def _broken(error: Exception) -> EntryError:
-    if isinstance(error, UnidentifiedImageError):
-        return EntryError("not an image", "Pillow does not know the format: replace the file.")
-    if isinstance(error, FileNotFoundError):
-        return EntryError("missing image", "It existed when the folder was opened: restore it.")
-    return EntryError("broken image", f"It cannot be decoded ({error}): download or save the file again.")
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        return image.getexif().get(0x0112, 1)
-    except Exception:  # the pixels can be valid although the EXIF block is not; viewers ignore such a block
-        return 1
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "F":
-        raise EntryError("image of floats", "The values of black and white are unknown: save it with 8 bits.")
-    if image.mode.startswith("I"):  # Pillow would clip 16-bit gray values at 255: nearly everything would be white
-        gray = np.asarray(image)
-        if gray.min() < 0 or gray.max() > 65_535:
-            raise EntryError("image of 32 bits", "The values of black and white are unknown: save it with 8 bits.")
-        image = Image.fromarray((gray.astype(np.uint16) >> 8).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+        yield
+    except PictureError as error:
+        raise EntryError(error.reason, error.remedy) from error

@@ -1,4 +1,4 @@
-"""Readers of annotation files: COCO, Flickr8k/30k, CSV and JSONL. Each returns one `Entry` per image.
+"""Readers of annotation files: COCO, Flickr8k/30k, CSV, JSONL and JSON lists. Each returns one `Entry` per image.
 
 They read annotations only, no images. Every entry is checked inside `with report.entry(where)`.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from minivlp.data.layouts.coco import coco_files, read_coco
+from minivlp.data.layouts.containers import another_container, containers_in
 from minivlp.data.layouts.entries import Entry
 from minivlp.data.layouts.flickr import flickr_file, read_flickr
 from minivlp.data.layouts.table import TABLES, read_table, table_file
@@ -25,7 +26,9 @@ def detect_layout(spec: str | Path) -> tuple[str, Path, Path | None]:
     if not path.exists():
         raise DataError(f"{path}: no such folder. Write coco:DIR, flickr:DIR, folder:DIR or just the path.")
     if path.is_file():
-        layout = layout or ("folder" if path.suffix in (".csv", ".jsonl") else "flickr")
+        if other := another_container(path):
+            raise DataError(f"{path}: {other}")
+        layout = _layout_of_file(path, layout)
         if layout == "coco":
             raise DataError(f"{path}: a file where a folder is expected. Write coco:DIR, with DIR/annotations in it.")
         return layout, path.parent, path
@@ -34,9 +37,26 @@ def detect_layout(spec: str | Path) -> tuple[str, Path, Path | None]:
         layout = "coco" if coco_files(path, "captions") else "folder" if table else "flickr" if flickr else ""
     needs = {"coco": "annotations/*captions*.json", "folder": " or ".join(TABLES),
              "flickr": "dataset*.json, *.token.txt, captions.txt or results.csv"}  # fmt: skip
-    if not layout:
-        raise DataError(f"{path}: not one of the known layouts, which need {', or '.join(needs.values())}.")
     file = {"folder": table, "flickr": flickr}.get(layout)
-    if not (coco_files(path, "captions") if layout == "coco" else file):
-        raise DataError(f"{path}: no {needs[layout]}, which {layout}:DIR needs. Put it there, or try another layout.")
-    return layout, path, file
+    if layout and (coco_files(path, "captions") if layout == "coco" else file):
+        if file and (other := another_container(file)):
+            raise DataError(f"{file}: {other}")
+        return layout, path, file
+    other = containers_in(path)
+    if layout:
+        remedy = other or "Put it there, or try another layout."
+        raise DataError(f"{path}: no {needs[layout]}, which {layout}:DIR needs. {remedy}")
+    message = f"{path}: not one of the known layouts, which need {', or '.join(needs.values())}."
+    raise DataError(f"{message} {other}" if other else message)
+
+
+def _layout_of_file(path: Path, layout: str) -> str:
+    """The layout of a file: the given one, else by its name. A JSON list is always a table."""
+    suffix = path.suffix.lower()
+    if suffix == ".json" and layout != "coco":
+        with path.open("rb") as file:
+            start = file.read(100_000).lstrip(b"\xef\xbb\xbf \t\r\n")
+        if start.startswith(b"["):
+            return "folder"
+        return layout or ("flickr" if b'"sentences"' in start else "folder")
+    return layout or ("folder" if suffix in (".csv", ".tsv", ".jsonl") else "flickr")

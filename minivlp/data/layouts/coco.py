@@ -7,13 +7,37 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from minivlp.data.layouts.entries import SPLIT_NAMES, Entry, read_json, require_integer, require_list, require_object
-from minivlp.data.validation import DataError, EntryError, Report, clean_caption, clean_name, clean_numbers
+from minivlp.data.layouts.columns import check_columns
+from minivlp.data.layouts.entries import (
+    SPLIT_NAMES,
+    Entry,
+    MarkedBox,
+    read_json,
+    require_integer,
+    require_list,
+    require_object,
+)
+from minivlp.data.layouts.published import is_leftover
+from minivlp.data.validation import (
+    EntryError,
+    NoSuchSplit,
+    Report,
+    clean_caption,
+    clean_name,
+    clean_numbers,
+    in_pixels,
+)
+
+_IMAGE_KEYS, _CAPTION_KEYS = {"file_name", "width", "height", "id"}, {"image_id", "caption", "id"}
+_BOX_KEYS = {"image_id", "category_id", "bbox", "iscrowd", "id"}
+# Annotations that COCO publishes beside captions and instances, which no model here learns from.
+_NOT_READ = ("person_keypoints", "panoptic", "stuff", "image_info", "deprecated")
 
 
 def coco_files(root: Path, what: str) -> list[Path]:
     """The JSON files with `what` in their name: captions, or instances."""
-    return [path for folder in (root / "annotations", root) for path in sorted(folder.glob(f"*{what}*.json"))]
+    found = [path for folder in (root / "annotations", root) for path in sorted(folder.glob(f"*{what}*.json"))]
+    return [path for path in found if not is_leftover(path)]
 
 
 def _file_split(path: Path) -> str | None:
@@ -30,7 +54,7 @@ def read_coco(root: Path, report: Report, split: str | None) -> list[Entry]:
         captions = [path for path in captions if _file_split(path) == split]
         instances = [path for path in instances if _file_split(path) == split]
         if not captions:
-            raise DataError(f"{root}: no image in split {split!r}. There are: {found}. Or take all: split=None.")
+            raise NoSuchSplit(root, split, found)
     images: dict[int, Entry] = {}
     seen: dict[int, tuple[int, str]] = {}  # annotation id -> (image, caption); files of other years repeat annotations
     for path in captions:
@@ -40,10 +64,18 @@ def read_coco(root: Path, report: Report, split: str | None) -> list[Entry]:
     for entry in images.values():
         if not entry.captions:
             with report.entry(entry.source, counted=False):
-                raise EntryError("image without caption", f"{entry.name!r}: add an annotation or delete it.")
+                raise EntryError("image without caption", f"{entry.name!r}: add an annotation.", harmless=True)
+    _note_files_beside(root, report)
     for path in instances:
         _read_coco_boxes(path, read_json(path), images, report)
     return [entry for entry in images.values() if entry.captions]
+
+
+def _note_files_beside(root: Path, report: Report) -> None:
+    for path in sorted((root / "annotations").glob("*.json")):
+        known = any(word in path.name for word in ("captions", "instances")) or path.name.startswith(_NOT_READ)
+        if not known and not is_leftover(path):
+            report.note(f"{path.relative_to(root)} is not read", "its name says neither captions nor instances")
 
 
 def _coco_items(path: Path, data: Any, key: str, report: Report) -> Iterator[tuple[str, Any]]:
@@ -52,9 +84,15 @@ def _coco_items(path: Path, data: Any, key: str, report: Report) -> Iterator[tup
         yield f"{short} {key}[{number}]", item
 
 
+def _check_keys(item: Any, known: set[str], where: str, report: Report) -> None:
+    if require_object(item).keys() - known:
+        check_columns(item, [(key,) for key in known], where, report)
+
+
 def _read_coco_images(path: Path, data: Any, images: dict[int, Entry], split: str | None, report: Report) -> None:
     for where, item in _coco_items(path, data, "images", report):
         with report.entry(where):
+            _check_keys(item, _IMAGE_KEYS, where, report)
             key, name = require_integer(require_object(item), "id"), clean_name(item.get("file_name"))
             size = None
             if "width" in item and "height" in item:
@@ -72,6 +110,7 @@ def _read_coco_captions(
 ) -> None:
     for where, item in _coco_items(path, data, "annotations", report):
         with report.entry(where):
+            _check_keys(item, _CAPTION_KEYS, where, report)
             key, caption = require_integer(require_object(item), "image_id"), clean_caption(item.get("caption"))
             if key not in images:
                 raise EntryError("no image of this id", f"image_id {key} is not in the images: add it or delete this.")
@@ -92,9 +131,12 @@ def _read_coco_boxes(path: Path, data: Any, images: dict[int, Entry], report: Re
     ids = [item.get("id") for item in listed if isinstance(item, dict)] if isinstance(listed, list) else []
     known = {key for key in ids if isinstance(key, int)}
     seen: set[int] = set()
+    tiny: list[tuple[str, EntryError]] = []
+    in_pixels_found = False
     for where, item in _coco_items(path, data, "annotations", report):
         with report.entry(where):
-            if require_object(item).get("iscrowd"):
+            _check_keys(item, _BOX_KEYS, where, report)
+            if item.get("iscrowd"):
                 continue
             key, category = require_integer(item, "image_id"), require_integer(item, "category_id")
             if key not in images and key not in known:
@@ -111,5 +153,17 @@ def _read_coco_boxes(path: Path, data: Any, images: dict[int, Entry], report: Re
                 raise EntryError("box of negative size", "bbox is [x, y, width, height] in pixels: fix or delete it.")
             if not width or not height:  # the published COCO has a few such boxes
                 raise EntryError("box of no size", "It is empty.", harmless=True)
+            try:
+                in_pixels((x, y, width, height), "xywh_fraction in a captions.jsonl")
+            except EntryError as error:
+                tiny.append((where, error))
+                continue
+            in_pixels_found = True
             if key in images:  # the instances may cover more images than the captions
-                images[key].boxes.append(((x, y, x + width, y + height), names[category], "object", where))
+                corners = x, y, x + width, y + height
+                images[key].boxes.append(MarkedBox(corners, names[category], "object", where))
+    for where, error in tiny:  # a single one among boxes in pixels is a flaw, all of them are another unit
+        with report.entry(where, counted=False):
+            if in_pixels_found:
+                raise EntryError("box of less than a pixel", error.remedy, harmless=True)
+            raise error

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from minivlp.data.batch import Box
 from minivlp.data.validation import DataError, EntryError, Report, decode_text
@@ -15,15 +15,25 @@ SPLIT_NAMES = {"train": "train", "restval": "train", "dev": "validation", "val":
                 "validation": "validation", "test": "test"}  # fmt: skip
 
 
+class MarkedBox(NamedTuple):
+    """A phrase and its box: corners in pixels or, if `fractions`, (cx, cy, w, h) as fractions of the image."""
+
+    box: Box
+    phrase: str
+    kind: str
+    where: str
+    fractions: bool = False
+
+
 @dataclass
 class Entry:
-    """One image of an annotation file, with boxes in pixels. Its file has not been searched for yet."""
+    """One image of an annotation file. Its file has not been searched for yet."""
 
     name: str
     source: str
     image_id: int
     captions: list[str] = field(default_factory=list)
-    boxes: list[tuple[Box, str, str, str]] = field(default_factory=list)  # corners in pixels, phrase, kind, where
+    boxes: list[MarkedBox] = field(default_factory=list)
     split: str | None = None
     size: tuple[int, int] | None = None  # (width, height) according to the annotations
 

@@ -6,6 +6,7 @@ import os
 import re
 from pathlib import Path
 
+from minivlp.data.layouts.columns import check_columns
 from minivlp.data.layouts.entries import (
     SPLIT_NAMES,
     Entries,
@@ -15,25 +16,52 @@ from minivlp.data.layouts.entries import (
     require_list,
     require_object,
 )
+from minivlp.data.layouts.published import is_leftover
 from minivlp.data.validation import DataError, EntryError, Report, clean_caption, clean_name, decode_text
+
+_KARPATHY = "dataset*.json"
+_KARPATHY_KEYS = [("filename",), ("filepath",), ("sentences",), ("split",)]
+_FILES = (_KARPATHY, "*.token", "*.token.txt", "captions.txt", "results.csv")
+_PIPED_WITHOUT_BAR = re.compile(r"([^|]+)\|\s*(\d+)\s{2,}(\S[^|]*)")
 
 
 def flickr_file(root: Path) -> Path | None:
     """The file of captions, here or one folder down. Karpathy's JSON comes first, as it has the splits."""
-    for pattern in ("dataset*.json", "*.token", "*.token.txt", "captions.txt", "results.csv"):
-        found = sorted(root.glob(pattern)) + sorted(root.glob(f"*/{pattern}"))
-        found = [path for path in found if path.is_file() and "lemma" not in path.name]
-        if len(found) > 1:
+    for pattern in _FILES:
+        found = _files_like(root, pattern)
+        if pattern == _KARPATHY and len(found) > 1:  # his archive has those of three data sets
+            found = [path for path in found if _has_pictures(path, root)] or found
+        if len({path.read_bytes() for path in found} if len(found) > 1 else found) > 1:
             raise DataError(f"{root}: both {found[0]} and {found[1]} have captions. Name one: flickr:{found[0]}")
         if found:
             return found[0]
     return None
 
 
+def _files_like(root: Path, pattern: str) -> list[Path]:
+    """The files of captions of one form, here or one folder down."""
+    found = sorted(root.glob(pattern)) + sorted(root.glob(f"*/{pattern}"))
+    return [path for path in found if path.is_file() and "lemma" not in path.name and not is_leftover(path)]
+
+
+def _has_pictures(file: Path, root: Path) -> bool:
+    """Whether one of the first pictures that a file of Karpathy's names lies in the folder."""
+    with file.open("rb") as opened:
+        names = re.findall(rb'"filename": ?"([^"/\\\\]+)"', opened.read(100_000))
+    for name in names[:5]:
+        for folder in ("", "*/", "*/*/"):
+            if next(root.glob(folder + name.decode("utf-8", "replace")), None):
+                return True
+    return False
+
+
 def read_flickr(root: Path, file: Path, report: Report) -> list[Entry]:
     """The entries of a file of captions, with the splits of Karpathy's JSON or of lists of names beside it."""
     if file.suffix == ".json":
         return list(_read_karpathy(file, report).values())
+    for other in _files_like(root, file.name):
+        if other != file and other.read_bytes() == file.read_bytes():
+            report.note(f"{other.relative_to(root)} is not read", f"it is a copy of {file.relative_to(root)}")
     entries = _read_caption_lines(file, report)
     _read_split_files(root, file, entries, report)
     return list(entries.values())
@@ -45,7 +73,8 @@ def _read_karpathy(file: Path, report: Report) -> Entries:
     for number, item in enumerate(require_list(read_json(file), "images", file)):
         where = f"{short} images[{number}]"
         with report.entry(where):
-            name = clean_name(require_object(item).get("filename"))
+            check_columns(require_object(item), _KARPATHY_KEYS, where, report)
+            name = clean_name(item.get("filename"))
             folder = item.get("filepath")  # COCO in Karpathy's splits has one
             name = clean_name(f"{folder}/{name}") if isinstance(folder, str) and folder else name
             sentences = item.get("sentences")
@@ -64,7 +93,10 @@ def _read_karpathy(file: Path, report: Report) -> Entries:
 
 
 def _read_caption_lines(file: Path, report: Report) -> Entries:
-    """`name.jpg#0<TAB>caption`, or `image,caption`, or Kaggle's `image_name| number| comment`."""
+    """`name.jpg#0<TAB>caption`, or `image,caption`, or Kaggle's `image_name| number| comment`.
+
+    One row of Kaggle's has lost its second bar: `name.jpg| 4   caption`. Such rows are read and counted.
+    """
     entries, seen = Entries(), set()
     split = None
     for where, raw in read_lines(file, report):
@@ -77,7 +109,11 @@ def _read_caption_lines(file: Path, report: Report) -> Entries:
             if split is not _token_line:
                 continue
         with report.entry(where):
-            name, number, caption = split(decode_text(raw))
+            line = decode_text(raw)
+            if split is _piped_line and (mended := _PIPED_WITHOUT_BAR.fullmatch(line.strip())):
+                report.note("rows with blanks in place of the second bar are read all the same", where)
+                line = "|".join(mended.groups())
+            name, number, caption = split(line)
             name, caption = clean_name(name), clean_caption(caption)
             key = (name, number or caption)
             if key in seen:
@@ -121,7 +157,7 @@ def _read_split_files(root: Path, file: Path, entries: Entries, report: Report) 
     stems = {os.path.splitext(name)[0]: name for name in entries}
     for path in sorted({*root.glob("*.txt"), *file.parent.glob("*.txt"), *root.glob("*/*.txt")}):
         match = re.search(r"(?:^|[._])(train|dev|val|validation|test)(?:images)?\.txt$", path.name.lower())
-        if not match or path == file:
+        if not match or path == file or is_leftover(path):
             continue
         split = SPLIT_NAMES[match[1]]
         for where, raw in read_lines(path, report):
