@@ -11,44 +11,129 @@
 
 Data is `scenes` (drawn when they are needed), `photos` (the free photos that come with minivlp), or a folder of yours:
 `coco:DIR`, `flickr:DIR`, `folder:DIR` (docs/your_own_data.md describes the layouts).
+The exit status is 0, or 1 for an error, 2 for options that cannot be understood, 130 after Ctrl-C, 143 after SIGTERM.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import shlex
+import signal
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from minivlp.console import (
+    Parser,
+    did_you_mean,
+    explained,
+    notices_in_one_line,
+    print_in_any_encoding,
+    stopped_by_signals,
+)
 from minivlp.device import profile
+from minivlp.errors import UserError
 from minivlp.papers import PAPERS
 
 EVALUATION_SCENES = 1000
+LONGEST_TEXT = 10_000  # tokens; more are not counted
+OPTIONS = {  # what errors advise in Python -> what does the same here
+    "split=None": "--split all",
+    "on_error='skip'": "--skip-errors",
+    "language": "--language",
+    "tokenizer": "--tokenizer",
+    "tokenizer=FOLDER": "--tokenizer FOLDER",
+}
+FIELDS = {  # of a run's identity -> the option that sets it
+    "data.description": "--data",
+    "data.hash": "what the data say",
+    "tokenizer": "--tokenizer",
+    "seed": "--seed",
+    "settings.steps": "--steps",
+    "model.class": "MODEL",
+    "options.start": "--start",
+    "options.tower": "--tower",
+    "options.tower_weights": "--tower-weights",
+    "options.frozen": "--frozen",
+    "options.recipe.batch_size": "--batch",
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    print_in_any_encoding()
     options = parser().parse_args(arguments)
-    from minivlp.data.folders import DataError
-    from minivlp.training.checkpoint import CheckpointError
-
-    try:
-        options.run(options)
-    except (DataError, CheckpointError, FileNotFoundError, FloatingPointError, ValueError) as error:
-        print(f"minivlp: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("minivlp: stopped; the same command resumes from what is on disk", file=sys.stderr)
-        return 130
+    with notices_in_one_line(), stopped_by_signals() as signals:
+        try:
+            options.run(options)
+            sys.stdout.flush()
+        except KeyboardInterrupt:
+            print(f"\nminivlp: stopped. {what_is_saved(options, arguments)}", file=sys.stderr)
+            return 128 + (signals or [signal.SIGINT])[0]
+        except BrokenPipeError:  # whoever reads the output (`| head`) has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        except Exception as error:
+            said = in_options(error, options)
+            if said is None:  # a fault of ours: its traceback is needed
+                raise
+            print(f"minivlp: {said}", file=sys.stderr)
+            return 1
     return 0
+
+
+def in_options(error: Exception, options: argparse.Namespace) -> str | None:
+    """An error in the words of the command line; None for a fault of our own."""
+    from minivlp.training.run import OtherRun
+
+    if isinstance(error, OtherRun):
+        return of_other_run(error)
+    has = vars(options)
+    names = {name: word for name, word in OPTIONS.items() if word.split()[0].strip("-").replace("-", "_") in has}
+    return explained(error, has, names)
+
+
+def of_other_run(error: Any) -> str:
+    """What differs between the run in a folder and the one asked for, by options where they tell it."""
+    from minivlp.training.run import listed
+
+    folder, weights = error.folder, error.folder / "model.safetensors"
+    options = {FIELDS[name]: values for name, values in error.found.items() if name in FIELDS}
+    found = "; ".join(listed(options or error.found))
+    remedy = "choose another --out, or delete this folder"
+    if "settings.steps" in error.found:
+        steps = error.found["settings.steps"][0]
+        go_on = f"--start {weights} --out {folder}-more"
+        remedy += (
+            f". A run cannot be made longer, because its learning rate ends at zero. To train on, start a new run from "
+            f"its weights: {go_on}"
+            if weights.is_file()
+            else f". A run cannot be made longer: finish this one with --steps {steps}, then train on with {go_on}"
+        )
+    return f"{folder} holds another run ({found}): {remedy}"
+
+
+def what_is_saved(options: argparse.Namespace, arguments: list[str]) -> str:
+    """What a stopped command leaves, and the command that goes on."""
+    from minivlp.training.run import saved_step
+
+    if options.run is not train:
+        return "Nothing was changed"
+    out, same = run_folder(options), f"python -m minivlp {shlex.join(arguments)}"
+    if (out / "model.safetensors").is_file():
+        return f"The trained model is in {out / 'model.safetensors'}. This measures it:\n  {same}"
+    if step := saved_step(out):
+        return f"The first {step} steps are saved in {out}. This goes on from there:\n  {same}"
+    return f"No step was saved yet. This starts again:\n  {same}"
 
 
 def parser() -> argparse.ArgumentParser:
     """All commands with their options."""
-    top = argparse.ArgumentParser(
-        prog="python -m minivlp", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    top = Parser(prog="python -m minivlp", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     def command(name: str, run, what: str) -> argparse.ArgumentParser:
@@ -61,14 +146,16 @@ def parser() -> argparse.ArgumentParser:
 
     data = command("data", describe, "Describe a dataset and draw a sheet of samples.")
     data.add_argument("data", help="scenes, photos, coco:DIR, flickr:DIR or folder:DIR")
-    data.add_argument("--split", default=None, help="train, validation or test (default: everything)")
+    data.add_argument("--split", default="all", type=_split, choices=SPLITS, help="default: all")
     data.add_argument("--sheet", metavar="PNG", help="draw twelve samples with captions and boxes into this file")
     _reading(data)
 
     training = command("train", train, "Train a model, resumable, and measure it.")
     training.add_argument("model", choices=sorted(PAPERS))
     training.add_argument("--data", default="scenes", help="scenes (default), coco:DIR, flickr:DIR or folder:DIR")
-    training.add_argument("--steps", type=_count, help="optimizer steps (default: as in the model's lesson)")
+    length = training.add_mutually_exclusive_group()
+    length.add_argument("--epochs", type=_count, help="passes over the pictures (default: by the model and the data)")
+    length.add_argument("--steps", type=_count, help="optimizer steps, in place of epochs")
     training.add_argument("--batch", type=_count, help="pairs per step; halve it when memory runs out")
     training.add_argument("--seed", type=int, default=0, help="of weights, order and scenes")
     training.add_argument("--start", type=Path, help="a checkpoint to start from (default: random weights)")
@@ -86,9 +173,19 @@ def parser() -> argparse.ArgumentParser:
     evaluating.add_argument("model", choices=sorted(PAPERS))
     evaluating.add_argument("--weights", type=Path, help="a checkpoint (default: the bundled one)")
     evaluating.add_argument("--data", default="scenes", help="scenes (default), photos, or a folder as above")
-    evaluating.add_argument("--split", default="test", help="default: test")
+    evaluating.add_argument(
+        "--split", type=_split, choices=SPLITS, help="default: test, or validation where there is no test split"
+    )
     _reading(evaluating)
     return top
+
+
+SPLITS = ("train", "validation", "test", "all")
+
+
+def _split(text: str) -> str:
+    """The name of a split, of which "val" and "dev" are other names of validation."""
+    return {"val": "validation", "dev": "validation"}.get(text, text)
 
 
 def _count(text: str) -> int:
@@ -103,14 +200,16 @@ def _reading(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--subset", type=_count, help="use only so many images, drawn with seed 0")
     sub.add_argument("--language", default="en", choices=["en", "zh"], help="captions in English (default) or Chinese")
     sub.add_argument("--skip-errors", action="store_true", help="skip and count invalid rows instead of stopping")
-    sub.add_argument("--tokenizer", help="a transformers tokenizer folder (default: ours)")
+    sub.add_argument("--tokenizer", help="a transformers tokenizer folder (default: the run's own, else ours)")
 
 
-def open_data(options: argparse.Namespace, split: str | None, count: int, **scene: Any):
+def open_data(options: argparse.Namespace, split: str, count: int, **scene: Any):
     """The dataset that `--data` names; `count` and the rest say how to make scenes."""
     from minivlp.data.folders import DataError, Photos, open_folder
     from minivlp.data.scenes import Scenes
 
+    check_data_name(options.data)
+    split = None if split == "all" else split
     if options.data == "scenes":
         count = options.subset if options.subset and split != "validation" else count
         return Scenes(count, split=split or "train", language=options.language, **scene)
@@ -122,13 +221,41 @@ def open_data(options: argparse.Namespace, split: str | None, count: int, **scen
     return open_folder(options.data, split=split, subset=options.subset, language=options.language, on_error=on_error)
 
 
-def read_tokenizer(options: argparse.Namespace) -> Any:
-    """The tokenizer that `--tokenizer` names; one that is not ours also gets BLIP's tokens [DEC] and [ENC]."""
-    from minivlp.data.text import load_tokenizer
+def check_data_name(spec: str) -> None:
+    """Raise UserError for what is no path and nearly a word or prefix that we know, such as `scene` or `cocco:DIR`."""
+    word, colon, rest = spec.partition(":")
+    known = ("coco", "flickr", "folder") if colon else ("scenes", "photos")
+    if word not in known and not Path(spec).expanduser().exists() and (hint := did_you_mean(word, known)):
+        raise UserError(f"{spec}: there is no such data{hint[:-1]}{colon}{rest}?")
 
-    tokenizer = load_tokenizer(options.tokenizer)
-    tokenizer.add_tokens(["[DEC]", "[ENC]"], special_tokens=True)
+
+def tokenizer_for_training(options: argparse.Namespace, new: Callable[[], Any] | None = None) -> Any:
+    """The tokenizer that `--tokenizer` names, else that of `--start`, else that of the run to resume, else a `new` one
+    (ours, if none can be made)."""
+    from minivlp.training.tokenizer_of_run import kept_tokenizer, open_tokenizer, tokenizer_of_checkpoint
+
+    if options.start:
+        return tokenizer_of_checkpoint(options.start, options.tokenizer)
+    if options.tokenizer:
+        return open_tokenizer(options.tokenizer)
+    kept = kept_tokenizer(run_folder(options))
+    if kept is not None:
+        return kept
+    return open_tokenizer() if new is None else new()
+
+
+def tokenizer_of_captions(dataset: Any, size: int) -> Any:
+    """A new tokenizer of at most `size` tokens, trained on the captions of the training split."""
+    from minivlp.data.tokenizer_training import folder_tokenizer
+
+    tokenizer = folder_tokenizer(dataset, size)
+    print(f"a tokenizer of {len(tokenizer):,} tokens, trained on the captions")
     return tokenizer
+
+
+def run_folder(options: argparse.Namespace) -> Path:
+    """Where a training run is kept."""
+    return options.out or Path("runs") / f"{options.model}-{options.seed}"
 
 
 def browse(model: Any, dataset: Any, tokenizer: Any, file: Path) -> None:
@@ -152,83 +279,137 @@ def browse(model: Any, dataset: Any, tokenizer: Any, file: Path) -> None:
 
 
 def train(options: argparse.Namespace) -> None:
-    """Train, save `model.safetensors` in the run's folder, and print the scores on held-out images."""
+    """Train, save `model.safetensors` in the run's folder, and print the scores on held-out images.
+
+    Raises KeyboardInterrupt when it was stopped.
+    """
     import torch
 
     from minivlp.evaluation.suite import measure
     from minivlp.training.build import build_model
     from minivlp.training.checkpoint import save_model
     from minivlp.training.loop import fit
-    from minivlp.training.run import run_identity
+    from minivlp.training.run import RunFolder, model_identity, run_identity
+    from minivlp.training.tokenizer_of_run import is_ours, keep_tokenizer
 
-    paper, tokenizer, real = PAPERS[options.model], read_tokenizer(options), options.data != "scenes"
-    recipe = paper.recipe(profile())
+    paper, real = PAPERS[options.model], options.data != "scenes"
     if real:
-        recipe = recipe.for_folder()
-    if options.tokenizer:  # the bundled towers know the tokens of ours only
+        dataset = open_data(options, "train", 0)
+        recipe = paper.folder_recipe(profile(), len(dataset), options.frozen)
+        tokenizer = tokenizer_for_training(options, lambda: tokenizer_of_captions(dataset, recipe.vocabulary))
+    else:
+        recipe, tokenizer = paper.recipe(profile()), tokenizer_for_training(options)
+    if not is_ours(tokenizer):  # the bundled towers know the tokens of ours only
         recipe = replace(recipe, init_from=None, frozen=())
     towers = {"tower": options.tower, "tower_weights": options.tower_weights, "frozen": options.frozen}
     torch.manual_seed(options.seed)
     model = build_model(paper.model_class(), recipe, tokenizer, init_from=options.start, **towers)
     scenes = {"seed": options.seed, "size": max(model.config.image.size), "objects": recipe.objects}
-    dataset = open_data(options, "train", recipe.scenes, **scenes)
-    recipe = replace(recipe, batch_size=options.batch or min(recipe.batch_size, len(dataset)))
-    changes: dict[str, Any] = {"steps": options.steps} if options.steps else {}
+    if not real:
+        dataset = open_data(options, "train", recipe.scenes, **scenes)
+    recipe = recipe.sized(len(dataset), options.batch, options.epochs, options.steps)
+    changes: dict[str, Any] = {}
     if real:
         changes["save_every"] = 50  # with large images and towers, steps may be slow
     if options.tower_weights and not options.frozen:
         changes["lr_multipliers"] = {"image.": 0.05}  # keeps what the tower has learned
-    settings = recipe.settings(**changes)
-    out = options.out or Path("runs") / f"{options.model}-{options.seed}"
+    settings, out = recipe.settings(**changes), run_folder(options)
     print(f"{dataset!r}: {settings.steps} steps of {recipe.batch_size}, run in {out}")
-    if options.frozen and options.tower and not options.tower_weights:
-        print("the tower's weights are random and stay so: --tower-weights gives it trained ones")
+    if options.frozen and not (options.tower_weights or options.start or recipe.init_from):
+        print("the image tower's weights are random and stay so: --tower with --tower-weights gives trained ones")
     identity = run_identity(dataset, tokenizer, options.seed, start=options.start, recipe=asdict(recipe), **towers)
-    cache_dir = out.parent / "features" if options.frozen else None
-    batches = recipe.batches(dataset, tokenizer, options.seed, model=model, cache_dir=cache_dir)
-    history = fit(model, batches, settings, run_dir=out, identity=identity)
-    if history.interrupted:
-        print(f"stopped after {len(history.steps)} steps; the same command resumes from the last saved one")
-        return
-    notes = {"data": options.data, "scenes": len(dataset), "seed": options.seed, "seconds": round(history.seconds)}
-    save_model(model, out / "model.safetensors", **notes)
+    data = {"from": options.data, **identity["data"]}
+    if options.start:
+        say_what_it_was_trained_on(options.start, data)
+    with RunFolder(out, {**identity, **model_identity(model, settings)}) as run:  # before the tower's long work
+        keep_tokenizer(tokenizer, out)
+        cache_dir = out.parent / "features" if options.frozen else None
+        batches = recipe.batches(dataset, tokenizer, options.seed, model=model, cache_dir=cache_dir)
+        history = fit(model, batches, settings, run_dir=run)
+        if history.interrupted:
+            raise KeyboardInterrupt
+        notes = {"data": data, "tokenizer": identity["tokenizer"], "seed": options.seed, "steps": settings.steps}
+        save_model(model, out / "model.safetensors", **notes, seconds=round(history.seconds))
     print(f"trained in {history.seconds:.0f} s; saved {out / 'model.safetensors'}\n")
-    held_out = open_held_out(options, **scenes)
+    held_out = held_out_for(options, scenes)
     if held_out is not None:
         print(f"on {held_out!r}:")
         print(measure(model, held_out, tokenizer))
-        if real and hasattr(model, "similarity"):
+        untrained = say_what_is_not_trained(model)
+        if real and hasattr(model, "similarity") and "similarity" not in untrained:
             browse(model, held_out, tokenizer, out / "retrieval.html")
 
 
-def open_held_out(options: argparse.Namespace, **scene: Any) -> Any:
-    """What a run is measured on: of a folder its test split, else validation; if there is neither, say so: None."""
+def held_out_for(options: argparse.Namespace, scenes: dict[str, Any]) -> Any:
+    """What a run is measured on; None, and a line that says why, where a folder has nothing to measure it on."""
     from minivlp.data.folders import DataError
 
-    problem = None
-    for split in ("validation",) if options.data in ("scenes", "photos") else ("test", "validation"):
+    try:
+        splits = ("validation",) if options.data in ("scenes", "photos") else ("test", "validation")
+        return open_first(options, splits, **scenes)
+    except DataError as error:  # a folder too small to be split, or one whose other splits are damaged
+        print(f"not measured: {in_options(error, options)}")
+        return None
+
+
+def open_first(options: argparse.Namespace, splits: tuple[str, ...], **scenes: Any) -> Any:
+    """The first of these splits that the data have; it says so if that is not the first of all. Raises NoSuchSplit."""
+    from minivlp.data.folders import NoSuchSplit
+
+    for split in splits[:-1]:
         try:
-            return open_data(options, split, EVALUATION_SCENES, **scene)
-        except DataError as error:  # a folder too small to be split has nothing to be measured on
-            problem = problem or error
-    print(f"not measured: {problem}")
-    return None
+            return open_data(options, split, EVALUATION_SCENES, **scenes)
+        except NoSuchSplit:
+            print(f"{options.data} has no {split} split: using {splits[-1]}")
+    return open_data(options, splits[-1], EVALUATION_SCENES, **scenes)
 
 
 def evaluate(options: argparse.Namespace) -> None:
     """Print every measure that the model and the data allow."""
     from minivlp.evaluation.suite import measure
     from minivlp.training.checkpoint import bundled, load_model
+    from minivlp.training.run import data_fingerprint
+    from minivlp.training.tokenizer_of_run import tokenizer_of_checkpoint
 
     path = options.weights or bundled(f"{options.model}_nano")
+    tokenizer = tokenizer_of_checkpoint(path, options.tokenizer)
     model = load_model(PAPERS[options.model].model_class(), path)
-    dataset = open_data(options, options.split, EVALUATION_SCENES, size=max(model.config.image.size))
-    print(f"{path} on {dataset!r}\n")
-    print(measure(model, dataset, read_tokenizer(options)))
+    splits = ("test", "validation") if options.split is None else (options.split,)
+    if options.data in ("scenes", "photos"):
+        splits = splits[:1]
+    dataset = open_first(options, splits, size=max(model.config.image.size))
+    print(f"{path} on {dataset!r}")
+    say_what_it_was_trained_on(path, {"from": options.data, **data_fingerprint(dataset)})
+    print()
+    print(measure(model, dataset, tokenizer))
+    say_what_is_not_trained(model)
+
+
+def say_what_is_not_trained(model: Any) -> list[str]:
+    """The verbs that this model was not trained for, and a line that says that they were not measured."""
+    from minivlp.evaluation.suite import untrained_verbs
+
+    verbs = untrained_verbs(model)
+    if verbs:
+        print(f"trained with {', '.join(model.config.losses)} alone, so not measured: {', '.join(verbs)}")
+    return verbs
+
+
+def say_what_it_was_trained_on(checkpoint: Path, data: dict[str, str]) -> None:
+    """One line that compares these data with those that a checkpoint notes; nothing if it notes none."""
+    from minivlp.training.checkpoint import read_notes
+
+    known = read_notes(checkpoint).get("data")
+    if not isinstance(known, dict):
+        return
+    if known["hash"] == data["hash"]:
+        print(f"the weights were trained on these very data ({known['description']})")
+    else:
+        print(f"the weights were trained on {known['description']} of {known['from']}")
 
 
 def describe(options: argparse.Namespace) -> None:
-    """Print a dataset's summary and its first captions."""
+    """Print a dataset's summary, its first captions, and what the tokenizer loses of the texts."""
     dataset = open_data(options, options.split, 100)
     print(repr(dataset))
     if not len(dataset):
@@ -239,12 +420,31 @@ def describe(options: argparse.Namespace) -> None:
         print(f"  {caption}")
     for region in sample.regions:
         print(f"  [{region.kind}] {region.phrase}: " + " ".join(f"{value:.2f}" for value in region.box))
+    describe_tokens(dataset, read_tokenizer(options))
     if options.sheet:
         from minivlp.visualize.drawing import show_scenes
 
         figure = show_scenes([dataset[row] for row in range(min(12, len(dataset)))], boxes=True)
         figure.savefig(options.sheet, dpi=110, bbox_inches="tight")
         print(f"drawn: {options.sheet}")
+
+
+def describe_tokens(dataset: Any, tokenizer: Any) -> None:
+    """Print how long the captions are as tokens, and warn of what is lost when they are cut as `train` does it."""
+    from minivlp.data.loading import MAX_TOKENS
+    from minivlp.data.lost_text import check_texts
+    from minivlp.data.text import tokenize
+
+    rows = range(len(dataset))
+    captions = [text for row in rows for text in dataset.captions(row)]
+    phrases = [region.phrase for row in rows for region in dataset.regions(row)]
+    for what, texts in (("captions", captions), ("phrases", phrases)):
+        if texts:
+            lengths = tokenize(tokenizer, texts, LONGEST_TEXT).mask.sum(1)
+            print(
+                f"{what}: {int(lengths.min())} to {int(lengths.max())} tokens, half of them {int(lengths.median())} or less"
+            )
+            check_texts(tokenizer, texts, MAX_TOKENS, what)
 
 
 def info(options: argparse.Namespace) -> None:

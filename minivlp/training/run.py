@@ -158,8 +158,15 @@ class RunFolder:
 
         Raises CheckpointError for a damaged state.
         """
+        step, seconds = self.restore(model, optimizers)
+        history = self._read_log(step)
+        history.seconds = seconds
+        return step, history
+
+    def restore(self, model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> tuple[int, float]:
+        """`resume` without the log: the next step and the seconds so far. It writes nothing, and needs no lock."""
         if not self.state.exists():
-            return 0, self._read_log(0)
+            return 0, 0.0
         tensors, notes = load_tensors(self.state)
         parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "random": {}}
         for name, tensor in tensors.items():
@@ -179,9 +186,7 @@ class RunFolder:
                     state["state"].setdefault(int(index), {})[key] = tensor
             optimizer.load_state_dict(state)
         set_random_state(parts["random"])
-        history = self._read_log(notes["step"])
-        history.seconds = notes["seconds"]
-        return notes["step"], history
+        return notes["step"], notes["seconds"]
 
     def _read_log(self, step: int) -> History:
         """The rows before `step`; whatever else the log holds is cut off."""
@@ -267,7 +272,7 @@ def model_identity(model: nn.Module, settings: Any) -> dict[str, Any]:
 def data_fingerprint(dataset: Any) -> dict[str, str]:
     """How a dataset describes itself, and a hash of what it says about its pictures (not of their pixels).
 
-    That is ids and captions and, of pictures on disk, file names and boxes; scenes follow from the seed of their captions.
+    That is ids and captions and, of pictures on disk, file names and boxes. Scenes follow from their captions' seed.
     """
     digest = hashlib.sha256()
     files = [row.file.name for row in getattr(dataset, "rows", ()) if hasattr(row, "file")]

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from minivlp.data.text import load_tokenizer
-from minivlp.training.checkpoint import CheckpointError, naming, read_notes
+from minivlp.training.checkpoint import CHECKPOINTS, CheckpointError, naming, read_notes
 
 FOLDER = "tokenizer"  # inside a run's folder
 FILES = ("tokenizer.json", "vocab.txt", "vocab.json")  # at least one of them makes a folder a tokenizer's
@@ -57,6 +57,11 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
     return f"{len(vocabulary)} tokens, {hashlib.sha256(json.dumps([vocabulary, ids]).encode()).hexdigest()[:16]}"
 
 
+def is_ours(tokenizer: Any) -> bool:
+    """Whether this is the tokenizer that comes with minivlp, which the bundled checkpoints were trained with."""
+    return tokenizer_fingerprint(tokenizer) == tokenizer_fingerprint(open_tokenizer())
+
+
 def keep_tokenizer(tokenizer: Any, run: Path | str) -> None:
     """Write the tokenizer's files into the folder of a run, whole or not at all; once.
 
@@ -90,6 +95,8 @@ def tokenizer_of_checkpoint(checkpoint: Path | str, given: str | os.PathLike | N
     """
     checkpoint = Path(checkpoint)
     notes = read_notes(checkpoint)
+    if checkpoint.resolve().parent == CHECKPOINTS:  # bundled ones were trained with ours
+        notes = {"tokenizer": tokenizer_fingerprint(open_tokenizer()), **notes}
     beside = next((f for f in (checkpoint.parent / FOLDER, checkpoint.parent) if _holds_tokenizer(f)), None)
     tokenizer = open_tokenizer(given or beside)
     if fault := _misfit(notes, tokenizer, foreign=given is None and beside == checkpoint.parent):
