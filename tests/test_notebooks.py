@@ -267,6 +267,7 @@ def test_page_keeps_widgets_alive_and_writes_progress_out(house, built):
     page = html_page.page(built, "01_small", house)
     assert '<div class="live-widget"' in page
     state = re.search(r'(?s)<script type="application/json" id="widget-state">(.*?)</script>', page)
+    assert "<" not in state[1]  # whatever a widget holds, the browser reads the whole of the page
     (entry,) = json.loads(state[1]).values()
     assert entry["state"]["n"] == 3 and "</script>" in entry["state"]["_esm"]
     assert entry["buffers"][0]["path"] == ["data"]

@@ -13,6 +13,7 @@ import pytest
 import torch
 from matplotlib.colors import to_rgb
 from matplotlib.patches import Rectangle
+from matplotlib.text import Text as DrawnText
 from PIL import Image
 from torch import nn
 
@@ -292,6 +293,65 @@ def test_taxonomy_orders_the_parts_as_the_papers_do():
     text = " ".join(t.get_text() for t in drawing.taxonomy().axes[0].texts)
     for order in ("VE > TE > MI", "VE = TE > MI", "VE > MI > TE", "MI > VE = TE"):
         assert order in text
+
+
+TEXTS = {  # what a caption may hold, and no drawing may take for a formula
+    "prices": "a $5 hat and a $20 coat",
+    "broken formula": r"from $\frac{1$ to $x_^$ 100 %",
+    "names of files": "dog_1^2_a.jpg #1 & ~ {x} \\$5",
+    "one dollar": "only $",
+}
+
+
+def said(texts):
+    """Figures that show these texts, two of them at least."""
+    image, some = sample("x").image, [*texts, *texts][:2]
+    labelled = Sample(image, 0, list(some), [Region((0.5, 0.5, 0.4, 0.4), some[0])])
+    figure, ax = plt.subplots()  # axes of the user's own
+    drawing.draw_boxes(ax, image, labelled.regions)
+    plt.close(figure)
+    rows = [{"step": step, some[0]: 1.0} for step in range(3)]
+    return {
+        "draw_boxes": figure,
+        "show_scenes": drawing.show_scenes([labelled], boxes=True),
+        "attention_figure": drawing.attention_figure(image, some, np.ones((2, 3, 3))),
+        "attention_grid": drawing.attention_grid([labelled], {some[0]: np.ones((1, 3, 3))}),
+        "caption_grid": drawing.caption_grid([image], [[(some[0], True)]], [some]),
+        "retrieval_grid": drawing.retrieval_grid(some, [image] * 2, np.eye(2), [0, 1]),
+        "similarity_matrix": drawing.similarity_matrix(np.eye(2), some),
+        "word_attention": drawing.word_attention(some, {some[0]: np.eye(2)}),
+        "expert_figure": drawing.expert_figure({some[0]: [["text", "image"]]}, {some[0]: some}),
+        "frozen_table": drawing.frozen_table({some[0]: {some[1]: (1, 2)}}),
+        "training_curves": drawing.training_curves(rows),
+        "bars_with_spread": drawing.bars_with_spread({some[0]: [{some[0]: Score(0.5, 0.4, 0.6, 0.5, 9)}]}),
+    }
+
+
+@pytest.mark.parametrize("kind", TEXTS)
+def test_no_text_is_read_as_a_formula(kind):
+    for name, figure in said([TEXTS[kind]]).items():
+        pixels(figure)  # matplotlib raises for a broken formula here
+        shown = [text for text in figure.findobj(DrawnText) if "$" in text.get_text()]
+        if "$" in TEXTS[kind]:
+            assert shown, name
+        for text in shown:
+            assert not text.get_usetex() and text._preprocess_math(text.get_text()) == (text.get_text(), False), name
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "一只狗 $5",
+        "a dog \U0001f415\u200d\U0001f9ba",
+        "\u0645\u0631\u062d\u0628\u0627 \u0e2a",
+        "\x07 \x00 \ud83d \ufffe",
+    ],
+)
+def test_letters_without_a_font_are_no_error(text):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for figure in said([text]).values():
+            pixels(figure)
 
 
 def test_letters_that_no_font_has_become_squares_with_one_warning(monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import dataclasses
+import html
 import io
 import json
 import math
@@ -117,6 +118,33 @@ def test_a_page_holds_the_values_and_no_way_out(tmp_path):
     assert buffer["path"] == ["attention"] and np.array_equal(sent, evil.weights.ravel())
 
 
+HOSTILE = [
+    "x <!-- <script> y",
+    "</script><script>bad()</script>",
+    "<!--<script></script>-->",
+    "]]> <![CDATA[ <style> </title>",
+    "two\u2028lines\u2029here \\u003c",
+    "&lt;b&gt; &amp; \"quoted\" 'single'",
+]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_no_caption_can_leave_its_place_in_a_page(tmp_path, text):
+    class Named(RetrievalBrowser):  # its repr, which stands in the page until the scripts run
+        def __repr__(self) -> str:
+            return text
+
+    widget = Named([PIXELS, PIXELS], [[text], ["b"]], np.eye(2))
+    page = save_page([widget], tmp_path / "page.html", text).read_text(encoding="utf-8")
+    state = re.search(r'id="widget-state">(.*?)</script>', page, re.DOTALL)[1]
+    assert "<" not in state and state.isascii() and len(state.splitlines()) == 1
+    assert json.loads(state)[widget.model_id]["state"]["captions"] == [text, "b"]
+    assert page.count("<script") == 2 + page.count("in <script id=") and page.count("</script>") == 2
+    around = page.replace(state, "")
+    assert around.count(html.escape(text)) == 3  # title, heading and fallback
+    assert text not in around or text == html.escape(text)
+
+
 # The attention viewer.
 
 
@@ -145,8 +173,8 @@ def test_it_begins_with_the_last_layer_and_the_word_with_the_sharpest_map():
         ({"attention": np.full((1, 1, 4, 6), np.nan)}, "finite"),
         ({"attention": -np.ones((1, 1, 4, 6))}, "not negative"),
         ({"words": ["only one"]}, "1 words"),
-        ({"image": PIXELS.astype(float)}, "uint8"),
-        ({"image": np.zeros((3, 32, 32), np.uint8)}, "uint8"),
+        ({"image": PIXELS.astype(float)}, "0..255.*uint8"),
+        ({"image": np.zeros((3, 32, 3), np.uint8)}, "first or the last axis"),
     ],
 )
 def test_what_does_not_fit_is_refused(changes, message):
@@ -483,5 +511,5 @@ def test_pictures_are_turned_and_shrunk_and_stand_on_white():
     assert rgb(Image.open(file)).size == (40, 60)
     assert rgb(np.zeros((2000, 1000), np.uint8)).size == (256, 512)
     assert rgb(Image.new("RGBA", (4, 4), (0, 0, 0, 0))).getpixel((0, 0)) == (255, 255, 255)
-    with pytest.raises(TypeError, match="not str"):
-        rgb("a path")
+    with pytest.raises(TypeError, match="not dict"):
+        rgb({"a": "picture"})

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import copy
 import html
-import json
 from pathlib import Path
 
 from latex2mathml.converter import convert
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbformat import NotebookNode
+
+from minivlp.visualize.page import script_json
 
 HERE = Path(__file__).resolve().parent
 LIVE_WIDGETS = HERE.parent / "minivlp" / "visualize" / "static" / "page.js"
@@ -83,8 +84,8 @@ def page(notebook: NotebookNode, name: str, folder: Path, slides: bool = False) 
     body, _ = exporter.from_notebook_node(notebook, resources={"metadata": {"name": name, "path": str(folder)}})
     scripts = []
     if alive:
-        state = json.dumps(alive, sort_keys=True).replace("</", "<\\/")
-        scripts += [f'<script type="application/json" id="widget-state">{state}</script>', script(LIVE_WIDGETS)]
+        state = f'<script type="application/json" id="widget-state">{script_json(alive)}</script>'
+        scripts += [state, script(LIVE_WIDGETS)]
     if slides:
         scripts.append(script(HERE / "page_slides.js"))
     before, end = body.rsplit("</body>", 1)
@@ -118,7 +119,8 @@ def written_out(model: str, states: dict) -> str:
     if kind == "LabelModel":
         return f"<span>{html.escape(state.get('value', ''))}</span>"
     if kind in ("FloatProgressModel", "IntProgressModel"):
-        return f'<progress value="{state.get("value", 0)}" max="{state.get("max", 100)}"></progress>'
+        value, most = (html.escape(str(state.get(*default))) for default in (("value", 0), ("max", 100)))
+        return f'<progress value="{value}" max="{most}"></progress>'
     children = [child.removeprefix("IPY_MODEL_") for child in state.get("children", [])]
     inside = " ".join(filter(None, (written_out(child, states) for child in children)))
     return f"<div>{inside}</div>" if inside else ""

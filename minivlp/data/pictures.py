@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
+ROUNDING = 1e-4  # how far floats may lie outside 0..1
 MOST_PIXELS = 89_478_485  # Pillow's own limit: a quarter of a gigabyte once decoded as RGB
 CHANNELS = (1, 3, 4)  # gray, RGB, RGBA
 SHAPES = "(H, W), (H, W, 1), (H, W, 3) or (H, W, 4), or with the channels first"
@@ -238,7 +239,7 @@ def _bytes_of_floats(values: np.ndarray, needs: str) -> np.ndarray:
     low, high = float(values.min()), float(values.max())
     if not (np.isfinite(low) and np.isfinite(high)):
         raise PictureError("floats that are not finite", f"There are NaN or infinite values; {needs}.")
-    if low < 0 or high > 1:
+    if low < -ROUNDING or high > 1 + ROUNDING:
         hint = "normalized pixels?" if low < 0 else "0..255? Then use .astype(np.uint8)."
         raise PictureError("floats outside 0..1", f"They go from {low:g} to {high:g} ({hint}); {needs}.")
     return np.ceil(values.astype(np.float64) * 255 - 0.5).clip(0, 255).astype(np.uint8)

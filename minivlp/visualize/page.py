@@ -47,12 +47,20 @@ def save_page(widgets: Sequence[Widget], path: Path | str, title: str = "minivlp
     text = PAGE.format(
         title=html.escape(title),
         places="\n".join(map(placeholder, widgets)),
-        state=json.dumps(state).replace("</", "<\\/"),  # no caption can close the script element
+        state=script_json(state),
         loader=(STATIC / "page.js").read_text(encoding="utf-8"),
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8", newline="\n")
     return path
+
+
+def script_json(value: Any) -> str:
+    """JSON that can stand inside a <script> element: no text in it can end the element or open a comment.
+
+    It is pure ASCII, so U+2028 and U+2029, which end a line of JavaScript, are escaped too.
+    """
+    return json.dumps(value, sort_keys=True).replace("<", "\\u003c")
 
 
 def stored(widget: Widget) -> dict[str, Any]:

@@ -254,6 +254,27 @@ def test_dark_theme_and_what_is_saved(page, lab):
     assert len(views[-1]["image/png"]) > 1.3 * len(empty)  # the curves stand there, although displayed before training
 
 
+def test_a_caption_cannot_swallow_a_page(chromium, tmp_path):
+    from minivlp.visualize.page import save_page
+    from minivlp.visualize.widgets import RetrievalBrowser
+
+    hostile = [
+        "x <!-- <script> y",
+        "</script><b>",
+        "<!--<script></script>-->",
+        "\u2028 & \u2029 <img src=x onerror=alert()>",
+    ]
+    images, captions, similarity = gallery(len(hostile))
+    captions = [[text, captions[i][0]] for i, text in enumerate(hostile)]
+    file = save_page([RetrievalBrowser(images, captions, similarity)], tmp_path / "page.html", hostile[0])
+    with watched(chromium, file.as_uri()) as page:
+        page.goto(file.as_uri())
+        page.wait_for_function("() => document.querySelectorAll('[data-alive]').length === 1")
+        assert page.evaluate("document.scripts.length") == 2 and page.title() == hostile[0]
+        for text in hostile:
+            assert page.locator(".mvlp-caption").filter(has_text=text.split("\u2029")[-1].strip()).count() == 1
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_static_page_is_alive_without_a_kernel(chromium, tmp_path, scheme):
     from minivlp.visualize.page import save_page

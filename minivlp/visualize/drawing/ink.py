@@ -15,6 +15,8 @@ from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from minivlp.data.pictures import Picture, to_rgb
+
 INK = "#7a7a7a"  # contrast above 4 on white and on near-black
 BLUE, VERMILION, GREEN, PURPLE, SKY, ORANGE = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"
 PALETTE = (BLUE, VERMILION, GREEN, PURPLE, SKY, ORANGE)
@@ -29,7 +31,7 @@ CHINESE_FONTS = (
 
 @contextmanager
 def style() -> Iterator[None]:
-    """The style of all figures here, as a context for your own plotting code."""
+    """The style of all figures here, as a context for your own plotting code. Text in it is never read as a formula."""
     settings = {
         "figure.facecolor": "none",
         "axes.facecolor": "none",
@@ -45,6 +47,8 @@ def style() -> Iterator[None]:
         "grid.alpha": 0.25,
         "legend.frameon": False,
         "image.interpolation": "nearest",
+        "text.parse_math": False,  # a caption may have two $, which is no formula
+        "text.usetex": False,
     }
     ink = "text.color axes.edgecolor axes.labelcolor axes.titlecolor xtick.color ytick.color grid.color".split()
     with plt.rc_context({**settings, **dict.fromkeys(ink, INK)}):
@@ -101,8 +105,13 @@ def new_figure(
     return figure, axes
 
 
-def show_image(ax: Axes, image: np.ndarray) -> None:
-    """The image without ticks, its axes in fractions of width and height (as boxes are)."""
+def show_image(ax: Axes, picture: Picture) -> None:
+    """The picture without ticks, its axes in fractions of width and height (as boxes are).
+
+    `picture`: pixels (H, W, 3) uint8, as a `Sample` has them, or any other picture that `to_rgb` reads.
+    """
+    is_pixels = isinstance(picture, np.ndarray) and picture.dtype == np.uint8 and picture.shape[2:] == (3,)
+    image = picture if is_pixels else np.asarray(to_rgb(picture))
     ax.imshow(image, extent=(0, 1, 1, 0), aspect=image.shape[0] / image.shape[1])
     ax.set(xticks=[], yticks=[], xlim=(0, 1), ylim=(1, 0))
     ax.spines[:].set_visible(False)

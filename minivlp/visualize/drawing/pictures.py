@@ -66,6 +66,8 @@ def draw_boxes(ax: Axes, image: np.ndarray, regions: Sequence[Region], predicted
             fontsize=8,
             color="white",
             bbox={"boxstyle": "round,pad=0.2", "fc": color, "ec": "none"},
+            parse_math=False,  # the axes may have been made outside of `style()`
+            usetex=False,
         )
         tag.set_in_layout(False)
 
@@ -84,8 +86,8 @@ def heat(ax: Axes, image: np.ndarray, weights: np.ndarray, top: float | None = N
     top = float(weights.max()) if top is None else top
     side = tuple(max(256, n) for n in image.shape[1::-1])
     smooth = np.asarray(Image.fromarray(weights).resize(side, Image.Resampling.BICUBIC)).clip(0, None)
-    gray = np.asarray(Image.fromarray(image).convert("L"), dtype=np.float32) / 255
-    show_image(ax, np.repeat((0.25 + 0.55 * gray)[..., None], 3, axis=-1))
+    gray = 0.25 * 255 + 0.55 * np.asarray(Image.fromarray(image).convert("L"), dtype=np.float32)  # (H, W)
+    show_image(ax, np.repeat(gray.round().astype(np.uint8)[..., None], 3, axis=-1))
     share = (smooth / (top or 1)).clip(0, 1)
     whole = {"extent": (0, 1, 1, 0), "aspect": image.shape[0] / image.shape[1]}
     return ax.imshow(smooth, cmap=HEAT, vmin=0, vmax=top or 1, alpha=0.8 * share**0.7, **whole)
@@ -138,5 +140,5 @@ def attention_grid(samples: Sequence[Any], maps: Mapping[str, np.ndarray]) -> Fi
                     outline = {"fill": False, "ec": "white", "lw": 1.2, "ls": (0, (3, 2))}
                     axes[i, j].add_patch(Rectangle(_corner(region.box), *region.box[2:], **outline))
         for ax, name in zip(axes[:, 0], ["picture", *maps], strict=True):
-            ax.set_ylabel(name)
+            ax.set_ylabel(printable(name))
     return figure

@@ -46,7 +46,7 @@ def training_curves(history: Any, keys: Sequence[str] | None = None) -> Figure:
             if name not in checked:
                 ax.plot(x, y, color=color, alpha=0.3, lw=1)
             ax.plot(x, mean, "o-" if name in checked else "-", color=color, lw=2, ms=4)
-            ax.set_title(f"{name}: {mean[-1]:.2f}", loc="left", fontweight="bold")
+            ax.set_title(f"{printable(name)}: {mean[-1]:.2f}", loc="left", fontweight="bold")
             ax.set_xlabel("step" if i >= len(names) - columns else "")
             ax.grid(axis="y")
     return figure

@@ -10,12 +10,13 @@ import torch
 import traitlets as T
 
 from minivlp.data.batch import Box, Region, Text
+from minivlp.data.pictures import Picture
 from minivlp.data.text import group_words
 from minivlp.inference import evaluating, tokenize_for
 from minivlp.layers.attention import record_attention
 from minivlp.visualize.attention import word_patch_attention, word_patch_similarity
 from minivlp.visualize.widgets.base import Widget, source
-from minivlp.visualize.widgets.pictures import Picture, data_url, pixels_of, png, rgb
+from minivlp.visualize.widgets.pictures import data_url, pixels_of, png, rgb
 
 
 class AttentionViewer(Widget):
@@ -25,7 +26,7 @@ class AttentionViewer(Widget):
     attends to it. Layer, head and temperature are chosen in the widget.
 
     Args:
-        image: any PIL image, or uint8 pixels (H, W, 3) or (H, W).
+        image: any picture: PIL, path, array (see `minivlp.data.pictures.to_rgb`).
         words: L of them, as they are shown.
         attention: (layers, heads, L, P), not negative, patches row by row; a class token must have been left out.
         grid: rows and columns of patches.

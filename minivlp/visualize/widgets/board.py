@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import traitlets as T
 
+from minivlp.data.pictures import Picture
 from minivlp.visualize.widgets.base import STATIC, Widget, source
-from minivlp.visualize.widgets.pictures import Picture, data_url, png, thumbnail
+from minivlp.visualize.widgets.pictures import data_url, png, thumbnail
 
 Line = Mapping[str, Any]
 TRUE = ("clean", "true")
@@ -22,7 +23,7 @@ class FilterBoard(Widget):
     score or by mistake, and filtered by kind of caption and by verdict.
 
     Args:
-        images: n of them, PIL or uint8 pixels; shown at 96 pixels. About fifty is a good number.
+        images: n pictures: PIL, paths, arrays; shown at 96 pixels. About fifty is a good number.
         web, synthetic: one line each per image, dicts with `caption`, `score`, and perhaps `truth`: "clean" or "true"
             for a caption that is true, another word for what is wrong with it. Without `synthetic` there are only web
             captions.

@@ -11,9 +11,10 @@ import torch
 import traitlets as T
 
 from minivlp.data.batch import Box, Region
+from minivlp.data.pictures import Picture
 from minivlp.inference import evaluating, share_image_encoding, tokenize_for
 from minivlp.visualize.widgets.base import Widget, show_errors, source
-from minivlp.visualize.widgets.pictures import Picture, data_url, pixels_of, png, rgb
+from minivlp.visualize.widgets.pictures import data_url, pixels_of, png, rgb
 
 
 class Grounder(Widget):
@@ -23,7 +24,7 @@ class Grounder(Widget):
     phrases that fit it are listed.
 
     Args:
-        image: any PIL image or uint8 pixels.
+        image: any picture: PIL, path, array (see `minivlp.data.pictures.to_rgb`).
         ground: phrase -> (box, confidence); the confidence may be None.
         describe: box -> [(text, score), …], best first. Without it the browser ranks the known phrases by how much the
             model's box for them overlaps the drawn one.

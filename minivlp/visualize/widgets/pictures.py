@@ -9,27 +9,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 from minivlp.data.batch import to_tensor
+from minivlp.data.pictures import Picture, resized, to_rgb, to_rgbs
 from minivlp.inference import device_of
-
-Picture = Image.Image | np.ndarray
 
 
 def rgb(image: Picture, longest: int = 512) -> Image.Image:
-    """Any PIL image, or uint8 pixels (H, W, 3) or (H, W), as RGB of at most `longest` pixels a side."""
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (3, 4)):
-            raise ValueError(f"an image is uint8 (H, W, 3) or (H, W), not {image.dtype} {image.shape}")
-        image = Image.fromarray(image)
-    if not isinstance(image, Image.Image):
-        raise TypeError(f"an image is a PIL image or a uint8 array, not {type(image).__name__}")
-    image = ImageOps.exif_transpose(image)
-    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA"):  # on white, not on whatever lies beneath
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image.convert("RGB")
+    """Any picture that `data.pictures.to_rgb` reads, as RGB of at most `longest` pixels a side."""
+    image = to_rgb(image)
     image.thumbnail((longest, longest))
     return image
 
@@ -58,5 +47,5 @@ def png(figure: Any) -> bytes:
 def pixels_of(model: torch.nn.Module, images: Sequence[Picture]) -> torch.Tensor:
     """Images as the model reads them, resized to its height and width: (B, 3, H, W). Proportions are not kept."""
     height, width = model.config.image.size
-    resized = [np.asarray(rgb(image).resize((width, height), Image.Resampling.BICUBIC)) for image in images]
-    return to_tensor(np.stack(resized)).to(device_of(model))
+    pixels = np.stack([resized(image, height, width) for image in to_rgbs(list(images))])  # (B, H, W, 3)
+    return to_tensor(pixels).to(device_of(model))

@@ -9,16 +9,17 @@ import numpy as np
 import torch
 import traitlets as T
 
+from minivlp.data.pictures import Picture
 from minivlp.inference import evaluating, tokenize_for
 from minivlp.visualize.widgets.base import Widget, show_errors, source
-from minivlp.visualize.widgets.pictures import Picture, data_url, pixels_of, png, thumbnail
+from minivlp.visualize.widgets.pictures import data_url, pixels_of, png, thumbnail
 
 
 class RetrievalBrowser(Widget):
     """Search among images by captions, and among captions by images, with the model's own similarities.
 
     Args:
-        images: n of them, PIL or uint8 pixels; shown at 96 pixels. About fifty is a good number.
+        images: n pictures: PIL, paths, arrays; shown at 96 pixels. About fifty is a good number.
         captions: one text per image, or a list of texts per image.
         similarity: (n, m), higher means closer; m counts all captions in order.
         score_text: optional, text -> n similarities, for text that the reader types.
