@@ -508,7 +508,7 @@ def test_negatives_are_drawn_by_similarity_as_in_the_released_code(monkeypatch):
     monkeypatch.setattr(aligned, "hard_negatives", spy)
     model, batch = tiny(), some_pairs()
     model.losses(batch)
-    ((logits, positives, floor, back),) = calls
+    ((logits, positives, floor, back, _),) = calls
     assert torch.allclose(logits, model.similarity(batch.images, batch.text))
     assert torch.allclose(back, logits.T) and floor == 1e-4
     assert torch.equal(positives, torch.eye(4, dtype=torch.bool))

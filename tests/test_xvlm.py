@@ -362,7 +362,7 @@ def test_hard_negatives_are_drawn_from_float32_logits_under_autocast(monkeypatch
     model, batch = tiny(), some_batch()
     with torch.autocast("cpu", torch.bfloat16):
         losses = model.losses(batch if regions else without_regions(batch))
-    ((logits, _, floor, back),) = calls
+    ((logits, _, floor, back, _),) = calls
     assert floor == 1e-5 and len(logits) == (7 if regions else 3)
     for values in (logits, back):
         assert values.dtype == torch.float32 and not torch.equal(values, values.bfloat16().float())

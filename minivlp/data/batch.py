@@ -129,6 +129,14 @@ class Regions:
         """The same regions on another device."""
         return moved(self, device)
 
+    def of_images(self, rows: Tensor, count: int) -> Regions:
+        """The regions of these images (b,), distinct rows of a batch of `count`; image `rows[i]` becomes image i."""
+        becomes = rows.new_full((count,), -1)
+        becomes[rows] = torch.arange(len(rows), device=rows.device)
+        image_rows = becomes[self.image_rows]
+        kept = image_rows >= 0
+        return Regions(self.boxes[kept], self.text[kept], image_rows[kept], self.is_image[kept])
+
 
 @dataclass
 class Batch:
@@ -152,6 +160,17 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.image_ids)
+
+    def __getitem__(self, rows: Any) -> Batch:
+        """The pairs of these rows, each at most once: an index tensor, a mask or a slice. Regions follow their images.
+
+        Texts keep their length, though the longest may be left out.
+        """
+        kept = torch.arange(len(self), device=self.image_ids.device)[rows]
+        parts = {f.name: getattr(self, f.name) for f in fields(self)}
+        regions = parts.pop("regions")
+        parts = {name: None if part is None else part[kept] for name, part in parts.items()}
+        return type(self)(**parts, regions=None if regions is None else regions.of_images(kept, len(self)))
 
 
 def to_tensor(pixels: np.ndarray) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from minivlp.data.batch import Batch, Regions, Text, to_tensor
 from minivlp.data.dataset import Dataset, Size
+from minivlp.data.processes import ALONE, Processes
 from minivlp.data.text import pad_id, pad_rows, tokenize
 
 
@@ -33,6 +34,7 @@ class Loader:
         negative_captions: add to each row a false caption, its own with one fact changed (scenes only).
         image_tokens: a function that maps rows of the dataset (B,) to the output of a frozen image tower (B, 1+P, D).
             With it no image is decoded: `batch.images` is None and `batch.image_tokens` is set.
+        processes: the processes that train together. Each gets its rows of the same batches, and decodes no others.
 
     Captions and phrases are tokenized once, here. Raises ValueError if the dataset is smaller than one batch, if an
     image has no caption, or if negative captions are asked for and the dataset cannot make them.
@@ -51,16 +53,19 @@ class Loader:
         kinds: tuple[str, ...] | None = None,
         negative_captions: bool = False,
         image_tokens: Callable[[np.ndarray], Tensor] | None = None,
+        processes: Processes = ALONE,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"a batch of {batch_size}: it needs at least one pair")
+        if batch_size < processes.size:
+            raise ValueError(f"a batch of {batch_size} for {processes.size} processes: each needs at least one pair")
         if len(dataset) < batch_size:
             raise ValueError(f"{len(dataset)} samples do not fill one batch of {batch_size}: lower the batch size")
         if negative_captions and not hasattr(dataset, "negative_caption"):
             raise ValueError(f"{dataset!r} cannot make negative captions: that needs scenes, whose content is known")
         self.dataset, self.batch_size, self.size, self.seed = dataset, batch_size, size, seed
         self.negative_captions, self.regions_per_image = negative_captions, regions_per_image
-        self.image_tokens = image_tokens
+        self.image_tokens, self.processes = image_tokens, processes
         self.steps_per_epoch = len(dataset) // batch_size
         rows = range(len(dataset))
         self.image_ids = torch.tensor([dataset.image_id(row) for row in rows])
@@ -81,19 +86,26 @@ class Loader:
         return self.batch_of(rows, np.random.default_rng((self.seed, step)))
 
     def batch_of(self, rows: np.ndarray, rng: np.random.Generator) -> Batch:
-        """The batch of these rows (B,). `rng` draws a caption, a negative caption and regions for each."""
+        """The batch of these rows (B,), or this process's part of it. `rng` draws a caption, a negative caption and
+        regions for each, the same in all processes."""
         wordings = [rng.integers(self.captions.count[row]) for row in rows]
         batch = Batch(
-            images=to_tensor(self.dataset.pixels(rows, self.size)) if self.image_tokens is None else None,
+            images=None,
             text=self.captions.take([self.captions.first[row] + n for row, n in zip(rows, wordings, strict=True)]),
             image_ids=self.image_ids[torch.as_tensor(rows)],
-            image_tokens=None if self.image_tokens is None else self.image_tokens(rows),
         )
         if self.negative_captions:
             pairs = zip(rows, wordings, strict=True)
             batch.negatives = self.tokenize([self.dataset.negative_caption(row, rng, n) for row, n in pairs])
         if self.regions_per_image:
             batch.regions = self._regions(rows, rng)
+        if self.processes.size > 1:
+            part = self.processes.part(len(rows))
+            batch, rows = batch[part], rows[part]
+        if self.image_tokens is None:
+            batch.images = to_tensor(self.dataset.pixels(rows, self.size))
+        else:
+            batch.image_tokens = self.image_tokens(rows)
         return batch
 
     def _regions(self, rows: np.ndarray, rng: np.random.Generator) -> Regions:

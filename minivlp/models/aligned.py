@@ -10,8 +10,8 @@ The towers are aligned by the contrastive loss (ITC) first, so that the layers a
 also finds the hard negatives that matching (ITM) learns from. With `config.momentum`, ITC compares with the features of
 a momentum model and of a queue (`objectives.momentum`).
 
-A paper's class adds `fused_first`: how its text attends to the image. Axes: B batch, R pairs, L text tokens, P patches,
-D width, E joint-embedding width.
+A paper's class adds `fused_first`: how its text attends to the image. Axes: B batch (of all processes, where it says
+so), R pairs, T texts, L text tokens, P patches, D width, E joint-embedding width.
 """
 
 from __future__ import annotations
@@ -20,20 +20,21 @@ from functools import cached_property
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minivlp.data.batch import Text
 from minivlp.layers.attention import KeysValues, Rows
 from minivlp.layers.buckets import in_length_buckets
 from minivlp.layers.heads import ContrastiveHead, MatchingHead, Temperature
-from minivlp.models.pretraining import Encoded, PretrainingModel
+from minivlp.models.pretraining import MatchingEncoded, PretrainingModel
 from minivlp.models.verbs import ContrastiveVerbs, MatchingVerbs
-from minivlp.objectives.contrastive import contrastive_loss, cosine_logits
+from minivlp.objectives.contrastive import cosine_logits
 from minivlp.objectives.matching import Negatives, hard_negatives, matching_loss, random_negatives
 from minivlp.objectives.momentum import MomentumModel, Queue, pair_ids, queued_contrastive_loss, ramp
 
 
-class AlignedEncoded(Encoded):
+class AlignedEncoded(MatchingEncoded):
     """The parts that the losses of an `AlignedModel` share."""
 
     @cached_property
@@ -48,6 +49,15 @@ class AlignedEncoded(Encoded):
     def text_tokens(self) -> Tensor:
         """(B or 2B, L, D) of the text tower."""
         return in_length_buckets(self.text, lambda rows, text: self.model.encode_text(text))
+
+    @cached_property
+    def pair_tokens(self) -> Tensor:
+        """(T, L, D) of the text tower for the texts of `pairs`; those of other processes are encoded here, too."""
+        if not len(self.pairs.visitors):
+            return self.text_tokens
+        both = self.text_tokens, self.model.encode_text(self.pairs.visitors)
+        longest = max(tokens.shape[1] for tokens in both)
+        return torch.cat([F.pad(tokens, (0, 0, 0, longest - tokens.shape[1])) for tokens in both])
 
     @cached_property
     def vectors(self) -> tuple[Tensor, Tensor]:
@@ -88,16 +98,26 @@ class AlignedEncoded(Encoded):
             return momentum.itc_head.embed_image(tokens), momentum.embed_texts(self.batch.text)
 
     @cached_property
+    def all_compared(self) -> tuple[Tensor, Tensor]:
+        """`compared` of all processes, (B, E) each."""
+        tokens, _ = self.momentum
+        return self.all_vectors if tokens is None else self.processes.gather(*self.compared)
+
+    @cached_property
     def negatives(self) -> Negatives:
-        """One negative per row and direction, drawn by similarity or at random."""
+        """One negative per row of all processes and direction, drawn by similarity or at random."""
         if self.given_negatives is not None:
             return self.given_negatives
+        generator = self.processes.generator
         if not self.model.draws_hard_negatives():
-            return random_negatives(self.positives)
+            return random_negatives(self.excluded, generator)
+        own, other = self.all_vectors, self.all_compared  # with gradient: ITC uses the same
         with torch.no_grad():
-            scale, own, other = self.model.itc_head.scale(), self.vectors, self.compared
+            scale = self.model.itc_head.scale()
             logits, back = cosine_logits(own[0], other[1], scale), cosine_logits(own[1], other[0], scale)
-        return hard_negatives(logits, self.positives, self.model.negative_floor, back)
+            if self.elsewhere is not None:  # they take no part in the softmax either
+                logits, back = (values.masked_fill(self.elsewhere, -torch.inf) for values in (logits, back))
+        return hard_negatives(logits, self.excluded, self.model.negative_floor, back, generator)
 
 
 class AlignedModel(ContrastiveVerbs, MatchingVerbs, PretrainingModel):
@@ -142,39 +162,34 @@ class AlignedModel(ContrastiveVerbs, MatchingVerbs, PretrainingModel):
         """Image-text contrast, with the queue and softened targets where there is a momentum model."""
         scale = self.itc_head.scale()
         if self.momentum_model is None:
-            return contrastive_loss(cosine_logits(*encoded.vectors, scale), encoded.positives)
+            return encoded.contrast(encoded.vectors, encoded.all_vectors, scale, encoded.positives)
         momentum, (_, alpha) = self.config.momentum, encoded.momentum
-        ids = pair_ids(encoded.batch.image_ids, encoded.batch.text)
+        (ids,) = encoded.processes.gather(pair_ids(encoded.batch.image_ids, encoded.batch.text))
         loss = queued_contrastive_loss(
             encoded.vectors,
-            encoded.compared,
+            encoded.all_compared,
             self.queue.features(),
-            self.queue.positives(ids),
+            self.queue.positives(ids, encoded.rows),
             scale,
             alpha if "itc" in momentum.distill else 0.0,
+            encoded.rows,
         )
         if self.training:
-            self.queue.put(*encoded.compared, ids)
-        return loss
+            self.queue.put(*encoded.all_compared, ids)  # of all processes, in the same order in each
+        return encoded.share(loss, len(encoded.batch))
 
     def itm(self, encoded: AlignedEncoded) -> Tensor:
-        """Image-text matching: every row with its own image, with one drawn image and text, and with its negative
-        caption: 3B pairs, 4B with negative captions."""
-        count = len(encoded.negatives.text)
-        own = torch.arange(count, device=encoded.text.ids.device)
-        captions = torch.arange(count, len(encoded.text), device=own.device)  # negative ones, of images 0, 1, …
-        drawn_images, drawn_texts = encoded.negatives.pairs()
-        image_rows = torch.cat([own, drawn_images, captions - count])
-        text_rows = torch.cat([own, drawn_texts, captions])
+        """Image-text matching of `encoded.pairs`."""
+        text, text_rows, image_rows, matched, _ = encoded.pairs
         first = in_length_buckets(
-            encoded.text[text_rows],
-            lambda rows, text: self.fused_first(encoded, text, text_rows[rows], image_rows[rows]),
+            text[text_rows],
+            lambda rows, some: self.fused_first(encoded, some, text_rows[rows], image_rows[rows]),
         )  # (R, 1, D)
         logits = self.match_head(first)
-        return matching_loss(logits[:count], logits[count:])
+        return encoded.share(matching_loss(logits[:matched], logits[matched:]), len(logits))
 
     def fused_first(self, encoded: AlignedEncoded, text: Text, text_rows: Tensor, image_rows: Tensor) -> Tensor:
-        """The first fused token (R, 1, D) of texts, rows `text_rows` of `encoded.text`, with images `image_rows`."""
+        """The first fused token (R, 1, D) of the texts `text_rows` of `encoded.pairs` with images `image_rows`."""
         raise NotImplementedError
 
     def cross_encode(self, images: Tensor, text: Text, rows: Rows | None = None) -> Tensor:

@@ -147,7 +147,9 @@ class BLIP(CaptioningVerbs, AlignedModel):
         tokens = in_length_buckets(batch.text, hidden)  # (B, L-1, D), without columns of padding alone
         labels = labels[:, : tokens.shape[1]]
         predicted = labels != IGNORE
-        return caption_loss(self.caption_head(tokens[predicted]), labels[predicted], config.smoothing)
+        labels = labels[predicted]
+        loss = caption_loss(self.caption_head(tokens[predicted]), labels, config.smoothing)
+        return encoded.share(loss, len(labels))
 
     def init_from(self, towers: nn.Module) -> None:
         """Begin with trained towers, as the paper begins with a ViT and BERT; the decoder begins as the encoder.

@@ -31,7 +31,6 @@ from minivlp.layers.towers import TextEncoder
 from minivlp.layers.transformer import BlockConfig
 from minivlp.models.pretraining import Encoded, PretrainingModel
 from minivlp.models.verbs import ContrastiveVerbs
-from minivlp.objectives.contrastive import contrastive_loss, cosine_logits
 
 
 @dataclass(frozen=True)
@@ -118,5 +117,5 @@ class CLIP(ContrastiveVerbs, PretrainingModel):
 
     def itc(self, encoded: CLIPEncoded) -> Tensor:
         """Image-text contrast over the batch."""
-        logits = cosine_logits(*encoded.vectors, self.itc_head.scale())
-        return contrastive_loss(logits, None if self.config.diagonal_only else encoded.positives)
+        positives = encoded.diagonal if self.config.diagonal_only else encoded.positives
+        return encoded.contrast(encoded.vectors, encoded.all_vectors, self.itc_head.scale(), positives)

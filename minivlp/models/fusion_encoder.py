@@ -57,10 +57,10 @@ class FusionEncoder(MaskedLMVerbs, AlignedModel):
         return self.fuse(self.encode_text(text), text.mask, image, rows=rows)
 
     def fused_first(self, encoded: AlignedEncoded, text: Text, text_rows: Tensor, image_rows: Tensor) -> Tensor:
-        tokens = encoded.text_tokens[text_rows, : text.length]
-        mask = self.image_mask(encoded)
+        tokens = encoded.pair_tokens[text_rows, : text.length]
+        text_mask, mask = text.mask[:, : tokens.shape[1]], self.image_mask(encoded)
         image = gather_kv(encoded.keys_values, image_rows)
-        return self.fuse(tokens, text.mask, image, None if mask is None else mask[image_rows], FIRST)
+        return self.fuse(tokens, text_mask, image, None if mask is None else mask[image_rows], FIRST)
 
     def image_mask(self, encoded: AlignedEncoded) -> Tensor | None:
         """(B, 1+P) which image tokens may be attended to; None is all. X-VLM's regions see their box."""
@@ -75,7 +75,7 @@ class FusionEncoder(MaskedLMVerbs, AlignedModel):
             momentum = self.momentum_model.model
             with torch.no_grad():
                 soft, _ = momentum.predict_masked(masked, momentum.keys_values(tokens), mask)
-        return masked_loss(logits, labels, soft, alpha)
+        return encoded.share(masked_loss(logits, labels, soft, alpha), len(labels))
 
     def predict_masked(
         self, masked: MaskedTokens, image: list[KeysValues], image_mask: Tensor | None

@@ -103,31 +103,52 @@ class ViLTEncoded(Encoded):
 
     @cached_property
     def paired(self) -> Tensor:
-        """(B,) the image row that each caption is shown with."""
-        return self.model.draw_images(self.positives) if self.given_paired is None else self.given_paired
+        """(B,) the image row that each caption is shown with, of all processes."""
+        if self.given_paired is not None:
+            return self.given_paired
+        return self.model.draw_images(self.excluded, self.processes.generator)
+
+    @cached_property
+    def shown(self) -> tuple[Tensor, Tensor]:
+        """The captions that are shown with an image of ours: their rows (n,) among those of all processes, and the
+        rows (n,) of their images among ours. A pair is computed where its image is."""
+        here = self.processes.ours(self.paired, self.rows)
+        return here, self.paired[here] - self.rows.start
 
     @cached_property
     def pairs(self) -> tuple[Text, Tensor, Tensor]:
-        """Texts (B or 2B, L), the image row of each, and whether they match: captions, then negative captions."""
-        batch, own = self.batch, torch.arange(len(self.batch), device=self.paired.device)
+        """Texts (T, L), the image row of each, and whether they match: captions (n), then our negative captions."""
+        batch, (captions, image_rows) = self.batch, self.shown
+        text, matched = self.all_captions[captions], self.paired[captions] == captions
         if batch.negatives is None or "itm" not in self.model.config.losses:
-            return batch.text, self.paired, self.paired == own
-        text = Text.cat([batch.text, batch.negatives])
-        return text, torch.cat([self.paired, own]), F.pad(self.paired == own, (0, len(own)))
+            return text, image_rows, matched
+        own = torch.arange(len(batch), device=image_rows.device)
+        text = Text.cat([text, batch.negatives])
+        return text, torch.cat([image_rows, own]), F.pad(matched, (0, len(own)))
 
     @cached_property
-    def captions(self) -> Tensor:
-        """All tokens (B, N, D) of the captions with their paired images; only WPA reads them all."""
-        return self.model.joint(self.image.gather(self.paired), self.batch.text)
+    def masked_patches(self) -> MaskedPatches:
+        """Ours; the choice is made for the images of all processes."""
+        if self.given_patches is not None:
+            return self.given_patches
+        (real,) = self.processes.gather(self.image.mask[:, 1:])
+        drawn = self.model.mask_patches(real, self.processes.generator)
+        return MaskedPatches(*(patches[self.rows] for patches in drawn))
+
+    @cached_property
+    def caption_tokens(self) -> Tensor:
+        """All tokens (n, N, D) of the captions that are shown with our images; only WPA reads them all."""
+        captions, image_rows = self.shown
+        return self.model.joint(self.image.gather(image_rows), self.all_captions[captions])
 
     @cached_property
     def first(self) -> Tensor:
-        """The first token (B or 2B, 1, D) of each pair."""
+        """The first token (T, 1, D) of each pair."""
         (text, image_rows, _), done = self.pairs, []
         if "wpa" in self.model.config.losses:  # then the captions' first tokens are there already
-            done, count = [self.captions[:, FIRST]], len(self.batch)
+            done, count = [self.caption_tokens[:, FIRST]], len(self.caption_tokens)
             text, image_rows = text[count:], image_rows[count:]
-        if len(text):
+        if len(text) or not done:
             done.append(
                 in_length_buckets(
                     text, lambda rows, some: self.model.joint(self.image.gather(image_rows[rows]), some, FIRST)
@@ -188,14 +209,15 @@ class ViLT(PretrainingModel):
     def itm(self, encoded: ViLTEncoded) -> Tensor:
         """Image-text matching. Negative captions of the batch are further negatives, each with its own image."""
         logits, matched = self.match_head(encoded.first), encoded.pairs[2]
-        return matching_loss(logits[matched], logits[~matched])
+        return encoded.share(matching_loss(logits[matched], logits[~matched]), len(logits))
 
     def wpa(self, encoded: ViLTEncoded) -> Tensor:
         """Word-patch alignment, of the captions alone: most words of a negative caption do have their patch."""
-        paired = encoded.paired
-        matched = paired == torch.arange(len(paired), device=paired.device)
-        image_mask = encoded.image.mask[paired]
-        return self.alignment(encoded.captions, encoded.batch.text.mask, image_mask, matched).loss
+        captions, image_rows = encoded.shown
+        matched, image_mask = encoded.paired[captions] == captions, encoded.image.mask[image_rows]
+        text_mask = encoded.all_captions.mask[captions]
+        loss = self.alignment(encoded.caption_tokens, text_mask, image_mask, matched).loss
+        return encoded.share(loss, len(captions))
 
     def mlm(self, encoded: ViLTEncoded) -> Tensor:
         """Masked language modeling with the matching image; the last block computes the masked places alone."""
@@ -207,27 +229,29 @@ class ViLT(PretrainingModel):
 
         _, labels = labeled_places(masked.labels)  # (B, M)
         tokens, asked = in_length_buckets(masked.text, fused), labels != IGNORE
-        return masked_loss(self.mlm_head(tokens[asked]), labels[asked])
+        labels = labels[asked]
+        return encoded.share(masked_loss(self.mlm_head(tokens[asked]), labels), len(labels))
 
     def mpp(self, encoded: ViLTEncoded) -> Tensor:
         """Masked patch prediction (the paper's ablation): the mean red, green and blue of masked patches."""
-        masked = encoded.given_patches or self.mask_patches(encoded.image.mask[:, 1:])
-        return masked_loss(*self.predict_patches(encoded.batch.images, encoded.batch.text, masked))
+        logits, labels = self.predict_patches(encoded.batch.images, encoded.batch.text, encoded.masked_patches)
+        return encoded.share(masked_loss(logits, labels), labels.numel())
 
-    def draw_images(self, positives: Tensor) -> Tensor:
+    def draw_images(self, positives: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """(B,) the image row of each text: its own for half the rows, a drawn negative for the others.
 
         A row that has no negative in the batch keeps its own. positives: (B, B) bool.
         """
-        others = random_negatives(positives).image
+        others = random_negatives(positives, generator).image
         own = torch.arange(len(others), device=others.device)
-        swap = torch.randperm(len(others), device=others.device) >= len(others) // 2
+        swap = torch.randperm(len(others), generator=generator, device=others.device) >= len(others) // 2
         return torch.where(swap & (others >= 0), others, own)
 
-    def mask_patches(self, real: Tensor) -> MaskedPatches:
+    def mask_patches(self, real: Tensor, generator: torch.Generator | None = None) -> MaskedPatches:
         """Choose some of the patches `real` (B, P) to predict, and replace four fifths of these."""
-        predicted = real & (torch.rand(real.shape, device=real.device) < self.config.patch_rate)
-        return MaskedPatches(predicted, predicted & (torch.rand(real.shape, device=real.device) < 0.8))
+        chosen, replaced = (torch.rand(real.shape, generator=generator, device=real.device) for _ in range(2))
+        predicted = real & (chosen < self.config.patch_rate)
+        return MaskedPatches(predicted, predicted & (replaced < 0.8))
 
     def predict_patches(
         self, images: Tensor, text: Text, masked: MaskedPatches, pixel_mask: Tensor | None = None

@@ -51,4 +51,5 @@ class ViLTAnswers(PretrainingModel):
         one is, they do as here.
         """
         batch = encoded.batch
-        return F.cross_entropy(self.answer(batch.images, batch.text), batch.answers)
+        loss = F.cross_entropy(self.answer(batch.images, batch.text), batch.answers)
+        return encoded.share(loss, len(batch))

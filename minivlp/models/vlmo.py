@@ -46,9 +46,9 @@ from minivlp.layers.relative import RelativePositions
 from minivlp.layers.single_stream import BERT_EPS, SingleStream, joint_real
 from minivlp.layers.transformer import BlockConfig
 from minivlp.layers.weights import copy_parts
-from minivlp.models.pretraining import Encoded, PretrainingModel
+from minivlp.models.pretraining import MatchingEncoded, PretrainingModel
 from minivlp.models.verbs import FIRST, ContrastiveVerbs, MaskedLMVerbs, MatchingVerbs
-from minivlp.objectives.contrastive import contrastive_loss, cosine_logits
+from minivlp.objectives.contrastive import cosine_logits
 from minivlp.objectives.masking import IGNORE, TokenMasking, WordMasking, labeled_places, masked_loss
 from minivlp.objectives.matching import Negatives, hard_negatives, matching_loss
 
@@ -153,7 +153,7 @@ class VLMoStream(SingleStream):
         return [layer if allowed is None else layer.masked_fill(~allowed, lowest) for layer in bias]
 
 
-class VLMoEncoded(Encoded):
+class VLMoEncoded(MatchingEncoded):
     """Parts that the losses share. The captions are rows 0 to B-1 of `text`, negative captions follow."""
 
     @cached_property
@@ -184,12 +184,15 @@ class VLMoEncoded(Encoded):
 
     @cached_property
     def negatives(self) -> Negatives:
-        """Drawn by similarity."""
+        """Drawn by similarity, for the rows of all processes."""
         if self.given_negatives is not None:
             return self.given_negatives
+        vectors = self.all_vectors  # with gradient: ITC uses the same
         with torch.no_grad():
-            logits = cosine_logits(*self.vectors, self.model.itc_head.scale())
-        return hard_negatives(logits, self.positives)
+            logits = cosine_logits(*vectors, self.model.itc_head.scale())
+            if self.elsewhere is not None:  # they take no part in the softmax either
+                logits = logits.masked_fill(self.elsewhere, -torch.inf)
+        return hard_negatives(logits, self.excluded, 0.0, None, self.processes.generator)
 
 
 class VLMo(ContrastiveVerbs, MatchingVerbs, MaskedLMVerbs, PretrainingModel):
@@ -236,24 +239,19 @@ class VLMo(ContrastiveVerbs, MatchingVerbs, MaskedLMVerbs, PretrainingModel):
 
     def itc(self, encoded: VLMoEncoded) -> Tensor:
         """Image-text contrast, the mean of both branches."""
-        (image, text), head = encoded.branches, self.itc_head_vl
-        own = contrastive_loss(cosine_logits(*encoded.vectors, self.itc_head.scale()), encoded.positives)
+        (image, text), head, positives = encoded.branches, self.itc_head_vl, encoded.positives
+        own = encoded.contrast(encoded.vectors, encoded.all_vectors, self.itc_head.scale(), positives)
         vl = head.embed_image(image[:, :, 1]), head.embed_text(text[:, :, 1])
-        return (own + contrastive_loss(cosine_logits(*vl, head.scale()), encoded.positives)) / 2
+        return (own + encoded.contrast(vl, encoded.processes.gather(*vl), head.scale(), positives)) / 2
 
     def itm(self, encoded: VLMoEncoded) -> Tensor:
-        """Image-text matching of every row with its own image, one drawn image and text, and its negative caption."""
-        count = len(encoded.batch)
-        own = torch.arange(count, device=encoded.image.device)
-        captions = torch.arange(count, len(encoded.text), device=own.device)
-        drawn_images, drawn_texts = encoded.negatives.pairs()
-        image_rows = torch.cat([own, drawn_images, captions - count])
+        """Image-text matching of `encoded.pairs`."""
+        text, text_rows, image_rows, matched, _ = encoded.pairs
         first = in_length_buckets(
-            encoded.text[torch.cat([own, drawn_texts, captions])],
-            lambda rows, text: self.fuse(encoded.image[image_rows[rows]], text, FIRST),
+            text[text_rows], lambda rows, some: self.fuse(encoded.image[image_rows[rows]], some, FIRST)
         )
         logits = self.match_head(first)
-        return matching_loss(logits[:count], logits[count:])
+        return encoded.share(matching_loss(logits[:matched], logits[matched:]), len(logits))
 
     def mlm(self, encoded: VLMoEncoded) -> Tensor:
         """Masked language modeling with the image; the last block computes the masked places alone."""
@@ -265,7 +263,8 @@ class VLMo(ContrastiveVerbs, MatchingVerbs, MaskedLMVerbs, PretrainingModel):
 
         _, labels = labeled_places(masked.labels)  # (B, M)
         tokens, asked = in_length_buckets(masked.text, fused), labels != IGNORE
-        return MLM_WEIGHT * masked_loss(self.mlm_head(tokens[asked]), labels[asked])
+        labels = labels[asked]
+        return MLM_WEIGHT * encoded.share(masked_loss(self.mlm_head(tokens[asked]), labels), len(labels))
 
     def init_from(self, towers: nn.Module) -> None:
         """Begin with a trained image tower, as the paper begins with BEiT, and with its text tower's token embedding.

@@ -30,6 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minivlp.data.batch import Batch, Text
+from minivlp.data.processes import ALONE, Processes
 from minivlp.layers.attention import KeysValues, Rows, attention_mask, gather_kv, select
 from minivlp.layers.embeddings import ImageConfig, TextConfig
 from minivlp.layers.heads import BoxHead, mlp
@@ -40,9 +41,9 @@ from minivlp.layers.transformer import BlockConfig
 from minivlp.models.aligned import AlignedEncoded
 from minivlp.models.fusion_encoder import FusionEncoder
 from minivlp.models.verbs import FIRST
-from minivlp.objectives.boxes import BoxLosses, box_losses, box_to_patches
+from minivlp.objectives.boxes import BoxLosses, box_losses, box_to_patches, counted_boxes
 from minivlp.objectives.contrastive import find_positives
-from minivlp.objectives.masking import MaskedTokens, SpanMasking, TokenMasking
+from minivlp.objectives.masking import SpanMasking, TokenMasking
 
 
 @dataclass(frozen=True)
@@ -189,11 +190,16 @@ class RegionsEncoded(AlignedEncoded):
     def text(self) -> Text:
         return self.batch.regions.text
 
+    @property
+    def captions(self) -> Text:
+        return self.batch.regions.text
+
     @cached_property
     def positives(self) -> Tensor:
         regions = self.batch.regions
-        places = same_place(self.batch.image_ids[regions.image_rows], regions.boxes)
-        return find_positives(places, regions.text)
+        (image_ids,) = self.processes.gather(self.batch.image_ids[regions.image_rows])
+        (boxes,) = self.processes.gather(regions.boxes)
+        return find_positives(same_place(image_ids, boxes), self.all_captions)
 
     @cached_property
     def vectors(self) -> tuple[Tensor, Tensor]:
@@ -207,11 +213,6 @@ class RegionsEncoded(AlignedEncoded):
         return self.model.keys_values(self.both_tokens[1])
 
     @cached_property
-    def masked(self) -> MaskedTokens:
-        config = self.model.config
-        return self.given_masked or config.masking.apply(self.text, config.text.vocabulary)
-
-    @cached_property
     def box_losses(self) -> BoxLosses:
         """From texts that attend to the full image: the region's own tokens would give the box away."""
         model, regions = self.model, self.batch.regions
@@ -219,6 +220,11 @@ class RegionsEncoded(AlignedEncoded):
         mask = self.text.mask[:, : self.text_tokens.shape[1]]
         first = model.fuse(self.text_tokens, mask, image, rows=FIRST)
         return box_losses(model.box_head(first), regions.boxes, regions.is_image)
+
+    @property
+    def box_count(self) -> Tensor:
+        """How many boxes these losses count."""
+        return counted_boxes(self.batch.regions.boxes, self.batch.regions.is_image).sum()
 
 
 class XVLM(FusionEncoder):
@@ -233,9 +239,9 @@ class XVLM(FusionEncoder):
         self.regions = ReencodedRegions(config.region_blocks) if config.region_blocks else PooledRegions()
         self.box_head = BoxHead(config.text.block.width)
 
-    def encode(self, batch: Batch, **given) -> AlignedEncoded:
-        has_regions = batch.regions is not None and len(batch.regions) > 0
-        return (RegionsEncoded if has_regions else AlignedEncoded)(self, batch, **given)
+    def encode(self, batch: Batch, processes: Processes = ALONE, **given) -> AlignedEncoded:
+        has_regions = batch.regions is not None and processes.total(len(batch.regions)) > 0
+        return (RegionsEncoded if has_regions else AlignedEncoded)(self, batch, processes=processes, **given)
 
     def draws_hard_negatives(self) -> bool:
         return True  # also where itc is left out of the losses
@@ -283,11 +289,15 @@ class XVLM(FusionEncoder):
 
     def box_l1(self, encoded: AlignedEncoded) -> Tensor | None:
         """Distance of the predicted box; only batches with regions have one."""
-        return encoded.box_losses.l1 if isinstance(encoded, RegionsEncoded) else None
+        if not isinstance(encoded, RegionsEncoded):
+            return None
+        return encoded.share(encoded.box_losses.l1, encoded.box_count)
 
     def box_giou(self, encoded: AlignedEncoded) -> Tensor | None:
         """One minus the generalized IoU of the predicted box; only batches with regions have one."""
-        return encoded.box_losses.giou if isinstance(encoded, RegionsEncoded) else None
+        if not isinstance(encoded, RegionsEncoded):
+            return None
+        return encoded.share(encoded.box_losses.giou, encoded.box_count)
 
 
 def with_first(inside: Tensor) -> Tensor:

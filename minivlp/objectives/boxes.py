@@ -63,6 +63,12 @@ def _overlap(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return _ratio(shared, union), union, hull
 
 
+def counted_boxes(target: Tensor, leave_out: Tensor | None = None) -> Tensor:
+    """(R,) bool: which rows `box_losses` counts: finite boxes (R, 4) with an area that are not in `leave_out`."""
+    keep = target.isfinite().all(-1) & (target[:, 2:] > 0).all(-1)
+    return keep if leave_out is None else keep & ~leave_out
+
+
 def box_losses(predicted: Tensor, target: Tensor, leave_out: Tensor | None = None) -> BoxLosses:
     """How far `predicted` (R, 4) is from `target` (R, 4): both losses summed over the boxes, divided by their number.
 
@@ -71,9 +77,7 @@ def box_losses(predicted: Tensor, target: Tensor, leave_out: Tensor | None = Non
     those whose target has no area or is not finite. One bad row costs that row, never the batch. With no row left both
     are 0 and still part of the graph.
     """
-    keep = target.isfinite().all(-1) & (target[:, 2:] > 0).all(-1)
-    if leave_out is not None:
-        keep = keep & ~leave_out
+    keep = counted_boxes(target, leave_out)
     predicted, target = predicted[keep], target[keep]
     count = max(1, len(target))
     return BoxLosses((predicted - target).abs().sum() / count, (1 - giou(predicted, target)).sum() / count)

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from minivlp.data.batch import Text
 from minivlp.objectives.contrastive import contrastive_loss, cosine_logits, equal_shares
 
+EVERY = slice(None)  # all rows
+
 
 @dataclass(frozen=True)
 class MomentumConfig:
@@ -99,12 +101,12 @@ class Queue(nn.Module):
         """Image and text vectors of all filled slots, (q, E) each, in the order of the slots."""
         return self.images[: len(self)], self.texts[: len(self)]
 
-    def positives(self, ids: Tensor) -> Tensor:
+    def positives(self, ids: Tensor, rows: slice = EVERY) -> Tensor:
         """Which candidates belong to each row of `pair_ids` (B, 2): (B, B+q), the batch itself first, then the queue.
 
-        As `contrastive.find_positives`: the same image, or the same caption.
+        As `contrastive.find_positives`: the same image, or the same caption. Only these `rows` of the result.
         """
-        return (ids[:, None] == torch.cat([ids, self.ids[: len(self)]])[None]).any(dim=-1)
+        return (ids[rows, None] == torch.cat([ids, self.ids[: len(self)]])[None]).any(dim=-1)
 
 
 def pair_ids(image_ids: Tensor, text: Text) -> Tensor:
@@ -136,6 +138,7 @@ def queued_contrastive_loss(
     positives: Tensor,
     scale: Tensor,
     alpha: float = 0.0,
+    rows: slice = EVERY,
 ) -> Tensor:
     """`contrastive_loss` with the features of past batches as further candidates (ALBEF, equations 1 and 6).
 
@@ -145,6 +148,7 @@ def queued_contrastive_loss(
     Args:
         online, momentum: image and text vectors of the batch, (B, E) each, unit length; the momentum model's without
             gradient. With the same vectors in both and an empty queue this is `contrastive_loss`.
+        rows: the loss is that of these rows, the only ones in `online` and `positives` (one process of several).
         queue: image and text vectors (q, E) from `Queue.features`. positives: (B, B+q) bool from `Queue.positives`.
         scale: one over the temperature. alpha: share of the momentum model's predictions in the targets.
 
@@ -153,8 +157,8 @@ def queued_contrastive_loss(
     images, texts = (torch.cat([now, old.to(now.dtype)]) for now, old in zip(momentum, queue, strict=True))  # (B+q, E)
     with torch.no_grad():
         soft = (
-            soft_targets(cosine_logits(momentum[0], texts, scale), positives, alpha),
-            soft_targets(cosine_logits(momentum[1], images, scale), positives, alpha),
+            soft_targets(cosine_logits(momentum[0][rows], texts, scale), positives, alpha),
+            soft_targets(cosine_logits(momentum[1][rows], images, scale), positives, alpha),
         )
     return contrastive_loss(
         cosine_logits(online[0], texts, scale), back=cosine_logits(online[1], images, scale), soft=soft

@@ -14,8 +14,11 @@ import torch
 from torch import nn
 
 from minivlp.data.batch import Batch
+from minivlp.data.processes import ALONE, Processes
 from minivlp.device import bf16_is_fast, reuse_memory
 from minivlp.device import device as best_device
+from minivlp.layers.weight_files import CheckpointError
+from minivlp.training.accumulation import backward_in_parts
 from minivlp.training.optim import cosine, make_optimizers
 from minivlp.training.prefetch import Prefetch
 from minivlp.training.run import History, RunFolder, model_identity
@@ -46,6 +49,8 @@ def fit(
     identity: Mapping[str, Any] | None = None,
     device: torch.device | str | None = None,
     bar: bool = True,
+    accumulate: int = 1,
+    processes: Processes = ALONE,
 ) -> History:
     """Train `model` for `settings.steps` steps and return the history.
 
@@ -62,12 +67,16 @@ def fit(
             see `run_identity`.
         device: cuda, mps or cpu; by default the best available. The model is moved there, stays there, and is left in
             evaluation mode.
+        accumulate: in how many parts the batch is computed, one after the other, to need less memory (`accumulation`).
+        processes: the processes that train together (`distributed.join`). Then `batch_at` gives this process's rows,
+            and `validate`, `on_step`, the bar and the files are the first one's alone.
 
     The stop button (KeyboardInterrupt) ends training and keeps the history. Raises CheckpointError when `run_dir` holds
     another run, FloatingPointError when a loss or the gradient is not finite; the weights are then those before the
     step.
     """
-    device = torch.device(device) if device is not None else best_device()
+    device = torch.device(device or processes.device or best_device())
+    first = processes.rank == 0
     model.to(device).train()
     optimizers = make_optimizers(model, settings.lr, settings.weight_decay, settings.lr_multipliers)
     autocast = torch.autocast(device.type, torch.bfloat16) if bf16_is_fast(device) else nullcontext()
@@ -83,29 +92,38 @@ def fit(
             run = run_dir
             if not isinstance(run_dir, RunFolder):
                 whole = {**(identity or {}), **model_identity(model, settings)}
-                run = stack.enter_context(RunFolder(run_dir, whole))
-            start, history = run.resume(model, optimizers)
+                run = stack.enter_context(processes.opened_by_first(RunFolder(run_dir, whole)))
+            start, history = processes.on_first(lambda: run.resume(model, optimizers))
+            if not first and run.restore(model, optimizers)[0] != start:
+                raise CheckpointError(f"{run.state} differs between processes: they need a disk that all can read")
+        processes.begin(model)
         if device.type == "cpu":
             stack.enter_context(reuse_memory())
         batches = stack.enter_context(Prefetch(prepare, range(start, settings.steps)))
-        progress = stack.enter_context(_progress(start, settings.steps, bar))
+        progress = stack.enter_context(_progress(start, settings.steps, bar and first))
         began = time.perf_counter() - history.seconds
         try:
             for step, batch in batches:
-                row = {"step": step, **train_step(model, optimizers, batch.to(device), settings, step, autocast)}
+                with processes.step(step):
+                    values = train_step(
+                        model, optimizers, batch.to(device), settings, step, autocast, accumulate, processes
+                    )
+                row = {"step": step, **values}
                 row["seconds"] = history.seconds = time.perf_counter() - began
                 history.steps.append(row)
                 batches.wait()
-                for call in on_step:
+                for call in on_step if first else ():
                     call(row)
                 progress.set_postfix(loss=f"{row['loss']:.2f}", refresh=False)
                 progress.update()
                 done = step + 1
                 if validate is not None and (done % settings.validate_every == 0 or done == settings.steps):
                     paused = time.perf_counter()
-                    history.validation.append({"step": step, **evaluate(model, validate)})
+                    if first:
+                        history.validation.append({"step": step, **evaluate(model, validate)})
+                    processes.barrier()
                     began += time.perf_counter() - paused
-                if run is not None and (done % settings.save_every == 0 or done == settings.steps):
+                if run is not None and first and (done % settings.save_every == 0 or done == settings.steps):
                     run.save(done, model, optimizers, history)
         except KeyboardInterrupt:
             history.interrupted = True  # nothing is saved now: the step may be half done
@@ -119,6 +137,8 @@ def train_step(
     settings: Settings,
     step: int,
     autocast: AbstractContextManager,
+    accumulate: int = 1,
+    processes: Processes = ALONE,
 ) -> dict[str, float]:
     """One optimizer step; returns the loss, its terms and the norm of the gradient before clipping.
 
@@ -129,13 +149,19 @@ def train_step(
         for group in optimizer.param_groups:
             group["lr"] = settings.lr * group["lr_multiplier"] * fraction
         optimizer.zero_grad()
-    with autocast:
-        terms = model.losses(batch)
-    loss = sum(terms.values())
-    loss.backward()
+    if accumulate > 1:
+        terms = backward_in_parts(model, batch, accumulate, autocast, processes)
+    else:
+        with autocast:
+            terms = model.losses(batch) if processes.size == 1 else model.losses(batch, processes=processes)
+        sum(terms.values()).backward()
+    processes.add_gradients(model.parameters())
     norm = nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
-    on_device = [value.detach().to(loss.device, torch.float32) for value in (loss, *terms.values(), norm)]
-    values = dict(zip(("loss", *terms, "gradient"), torch.stack(on_device).tolist(), strict=True))
+    loss = sum(terms.values())
+    dtype = torch.promote_types(loss.dtype, torch.float32)
+    shares = torch.stack([value.detach().to(loss.device, dtype) for value in (loss, *terms.values())])
+    on_device = torch.cat([processes.add_up(shares), norm.detach().to(shares)[None]])
+    values = dict(zip(("loss", *terms, "gradient"), on_device.tolist(), strict=True))
     if not all(math.isfinite(value) for value in values.values()):
         parts = ", ".join(f"{name} {value:.3g}" for name, value in values.items())
         raise FloatingPointError(f"not finite at step {step}: {parts}. Lower the learning rate")
