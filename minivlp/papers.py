@@ -15,9 +15,10 @@ from typing import Any
 class Paper:
     """One paper.
 
-    model: "module:name" of its class. recipes: of a dict with a recipe for each profile. releases: of a tuple that says
-    how each form of its released weights is read; None where there are none. weights: these forms, in words. lesson:
-    number of its notebook, or "". related: of further classes that a checkpoint of this family may hold.
+    model: "module:name" of its class. recipes: of a dict with a recipe for each profile. on_folder: of a function that
+    makes of it the recipe for a folder of real pictures. releases: of a tuple that says how each form of its released
+    weights is read; None where there are none. weights: these forms, in words. lesson: number of its notebook, or "".
+    related: of further classes that a checkpoint of this family may hold.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Paper:
     weights: str = ""
     lesson: str = ""
     related: tuple[str, ...] = ()
+    on_folder: str = "minivlp.training.recipes:on_folder"
 
     def model_class(self) -> type:
         """The class of the model."""
@@ -41,6 +43,10 @@ class Paper:
         """The recipe of this profile: quick, laptop or gpu."""
         return look_up(self.recipes)[profile]
 
+    def folder_recipe(self, profile: str, pictures: int, frozen: bool) -> Any:
+        """The recipe for a folder of so many pictures; `frozen`: with an image tower that is not trained."""
+        return look_up(self.on_folder)(self.recipe(profile), pictures, frozen)
+
     def release_list(self) -> tuple[Any, ...]:
         """The forms of its released weights; empty where there are none."""
         return look_up(self.releases) if self.releases else ()
@@ -52,7 +58,9 @@ def look_up(place: str) -> Any:
     return getattr(import_module(module), name)
 
 
-def of_minivlp(name: str, title: str, model: str, weights: str, lesson: str, *related: str) -> Paper:
+def of_minivlp(
+    name: str, title: str, model: str, weights: str, lesson: str, *related: str, on_folder: str = "on_folder"
+) -> Paper:
     """A row whose parts are in the places where minivlp has them."""
     return Paper(
         name,
@@ -63,17 +71,22 @@ def of_minivlp(name: str, title: str, model: str, weights: str, lesson: str, *re
         weights=weights,
         lesson=lesson,
         related=tuple(f"minivlp.models.{place}" for place in related),
+        on_folder=f"minivlp.training.recipes:{on_folder}",
     )
 
 
 ROWS = (
-    of_minivlp("clip", "CLIP (Radford et al. 2021)", "CLIP", "transformers, open_clip", "01"),
+    of_minivlp(
+        "clip", "CLIP (Radford et al. 2021)", "CLIP", "transformers, open_clip", "01", on_folder="clip_on_folder"
+    ),
     of_minivlp(
         "vilt", "ViLT (Kim et al. 2021)", "ViLT", "transformers, authors' .ckpt", "02", "vilt_answers:ViLTAnswers"
     ),
     of_minivlp("albef", "ALBEF (Li et al. 2021)", "ALBEF", "authors' .pth", "03"),
     of_minivlp("vlmo", "VLMo (Bao et al. 2022)", "VLMo", "authors' .pth", "04"),
-    of_minivlp("blip", "BLIP (Li et al. 2022)", "BLIP", "transformers, authors' .pth", "05"),
+    of_minivlp(
+        "blip", "BLIP (Li et al. 2022)", "BLIP", "transformers, authors' .pth", "05", on_folder="blip_on_folder"
+    ),
     of_minivlp("xvlm", "X-VLM (Zeng et al. 2022)", "XVLM", "authors' .pth", "06"),
 )
 PAPERS: dict[str, Paper] = {row.name: row for row in ROWS}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Any
 
 from minivlp.data import chinese, english, samples_dir
@@ -92,6 +93,18 @@ def train_tokenizer(texts: Iterable[str], whole: Iterable[str] = (), size: int =
         model_input_names=["input_ids", "attention_mask"],
         clean_up_tokenization_spaces=False,
     )
+
+
+def folder_tokenizer(dataset: Any, size: int) -> Any:
+    """A tokenizer of at most `size` tokens for the captions and phrases of a dataset: give the part that is trained on.
+
+    Few texts have fewer pieces, so the vocabulary of a small folder is smaller. Chinese needs no spaces: each of its
+    characters is a word.
+    """
+    rows = range(len(dataset))
+    captions = (text for row in rows for text in dataset.captions(row))
+    phrases = (region.phrase for row in rows for region in dataset.regions(row))
+    return train_tokenizer(chain(captions, phrases), size=size)
 
 
 def sample_texts() -> tuple[list[str], list[str]]:

@@ -30,7 +30,8 @@ from minivlp.layers.timm_tower import image_tower
 from minivlp.layers.towers import TextEncoder
 from minivlp.layers.transformer import BlockConfig
 from minivlp.models.pretraining import Encoded, PretrainingModel
-from minivlp.models.verbs import ContrastiveVerbs
+from minivlp.models.verbs import FIRST, ContrastiveVerbs
+from minivlp.objectives.masking import WordDropout
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,10 @@ class CLIPConfig:
 
     learn_temperature: the paper learns it; False keeps the initial value. diagonal_only: the paper's targets; ours are
     shared among all rows of the same image or caption (`contrastive_loss` says when the two are the same).
+
+    Not in the paper, for little data (docs/recipe.md): mean_text reads the mean of the text tokens instead of the last;
+    with 0 text layers that is a mean of word embeddings. image_dropout: share of the image features that are dropped
+    in training. masking: words that are replaced in training; None is none.
     """
 
     image: ImageConfig
@@ -48,6 +53,9 @@ class CLIPConfig:
     learn_temperature: bool = True
     diagonal_only: bool = False
     losses: tuple[str, ...] = ("itc",)
+    mean_text: bool = False
+    image_dropout: float = 0.0
+    masking: WordDropout | None = None
 
     @classmethod
     def nano(cls, vocabulary: int = 1200) -> CLIPConfig:
@@ -80,11 +88,11 @@ class CLIPEncoded(Encoded):
     @cached_property
     def vectors(self) -> tuple[Tensor, Tensor]:
         """Unit vectors of images and texts, (B, E) each."""
-        model, batch = self.model, self.batch
-        texts = in_length_buckets(batch.text, lambda rows, text: model.encode_text(text, last_token(text)))
-        if batch.image_tokens is not None:
-            return model.itc_head.embed_image(batch.image_tokens), model.itc_head.embed_text(texts)
-        return model.embed_images(batch.images), model.itc_head.embed_text(texts)
+        model, batch, masking = self.model, self.batch, self.model.config.masking
+        text = masking.drop(batch.text) if masking is not None and model.training else batch.text
+        texts = in_length_buckets(text, lambda rows, part: model.summarize(part))  # (B, 1, D)
+        images = model.encode_image(batch.images, FIRST) if batch.image_tokens is None else batch.image_tokens
+        return model.itc_head.embed_image(model.image_dropout(images)), model.itc_head.embed_text(texts)
 
 
 class CLIP(ContrastiveVerbs, PretrainingModel):
@@ -97,6 +105,7 @@ class CLIP(ContrastiveVerbs, PretrainingModel):
         super().__init__(config)
         self.image = image_tower(config.image)
         self.text = TextEncoder(config.text)
+        self.image_dropout = nn.Dropout(config.image_dropout)
         scale = LogScale(config.temperature, learned=config.learn_temperature)
         widths = config.image.block.width, config.text.block.width
         self.itc_head = ContrastiveHead(*widths, config.embed_width, scale, bias=False)
@@ -111,9 +120,16 @@ class CLIP(ContrastiveVerbs, PretrainingModel):
         """Texts (B, L) -> tokens (B, L, D); only the `rows` asked for."""
         return self.text(text, rows=rows)
 
+    def summarize(self, text: Text) -> Tensor:
+        """Texts (B, L) -> (B, 1, D): the last real token, or the mean of all with `mean_text`."""
+        if not self.config.mean_text:
+            return self.encode_text(text, last_token(text))
+        real = text.mask[..., None]  # (B, L, 1)
+        return self.encode_text(text).masked_fill(~real, 0).sum(dim=1, keepdim=True) / real.sum(dim=1, keepdim=True)
+
     def embed_texts(self, text: Text) -> Tensor:
-        """Texts (B, L) -> unit vectors (B, E), from the last real token."""
-        return self.itc_head.embed_text(self.encode_text(text, last_token(text)))
+        """Texts (B, L) -> unit vectors (B, E)."""
+        return self.itc_head.embed_text(self.summarize(text))
 
     def itc(self, encoded: CLIPEncoded) -> Tensor:
         """Image-text contrast over the batch."""

@@ -7,7 +7,7 @@ TFLOP/s and has 10 GB.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,9 @@ from minivlp.data.batch import Batch
 from minivlp.data.loading import Loader
 from minivlp.data.noise import NoisyCaptions
 from minivlp.data.text import SpecialTokens, content_free_ids
+from minivlp.layers.transformer import BlockConfig
 from minivlp.models import xvlm
+from minivlp.objectives.masking import WordDropout
 from minivlp.training.cached import token_cache
 from minivlp.training.checkpoint import TOWERS, bundled, init_from, load_model
 from minivlp.training.loop import Settings
@@ -35,7 +37,9 @@ class Recipe:
     init_parts: prefixes of the parameter names that are taken from it. frozen: parts of the model that are not trained.
     mask_rate: share of the tokens that masked language modeling predicts; None is the preset's. mask_content_only: it
     never predicts words that say nothing about an image ("a", "of"). config: other fields of the model's config that
-    differ from the preset.
+    differ from the preset; a mapping holds fields of the nested config of that name. epochs: passes over the pictures;
+    where given, `sized` makes `steps` of it. vocabulary: most tokens of a tokenizer that is trained on the captions;
+    None is a given tokenizer.
     """
 
     preset: str
@@ -56,6 +60,8 @@ class Recipe:
     mask_rate: float | None = None
     mask_content_only: bool = False
     config: dict[str, Any] = field(default_factory=dict)
+    epochs: int | None = None
+    vocabulary: int | None = None
 
     def build(self, model_class: type, tokenizer: Any) -> Any:
         """A model of this recipe's size for this tokenizer; random, except for what `init_from` initializes.
@@ -63,7 +69,7 @@ class Recipe:
         Raises ValueError for a tokenizer without a special token that the model needs.
         """
         preset = getattr(model_class.Config, self.preset)(len(tokenizer))
-        model = model_class(self._with_masking(with_ids_of(tokenizer, replace(preset, **self.config)), tokenizer))
+        model = model_class(self._with_masking(with_ids_of(tokenizer, changed(preset, self.config)), tokenizer))
         if self.init_from and self.init_parts == TOWERS and hasattr(model, "init_from"):
             model.init_from(load_model(xvlm.XVLM, bundled(self.init_from)))  # the model knows where each part belongs
         elif self.init_from:
@@ -81,11 +87,12 @@ class Recipe:
         return replace(config, masking=replace(config.masking, **changes)) if changes else config
 
     def for_folder(self) -> Recipe:
-        """The same recipe for real images, without what serves scenes only.
+        """The same recipe for real images: without what serves scenes only, in epochs, with a tokenizer of its own.
 
         The bundled towers know only scenes, negative captions need a known truth, and longer captions than those of
-        scenes are masked as in the paper. Boxes of a folder may come without captions (COCO's categories), so
-        batches of image-caption pairs come between those of regions.
+        scenes are masked as in the paper. The wide initial embeddings of the nano models suit a hundred words, not
+        thousands. Boxes of a folder may come without captions (COCO's categories), so batches of image-caption pairs
+        come between those of regions.
         """
         return replace(
             self,
@@ -95,7 +102,26 @@ class Recipe:
             pairs_between=self.regions_per_image > 0,
             mask_rate=None,
             mask_content_only=False,
+            config={**self.config, "text": SMALL_SPREADS},
+            epochs=12,
+            vocabulary=8000,
         )
+
+    def sized(
+        self, pictures: int, batch_size: int | None = None, epochs: int | None = None, steps: int | None = None
+    ) -> Recipe:
+        """The recipe with batches and steps for so many pictures, and no epochs any more.
+
+        batch_size, epochs, steps: in place of the recipe's own. Its own batch is at most all pictures, and its own
+        epochs are at least `FEWEST_STEPS` steps: a small folder is passed over more often.
+        """
+        batch_size = batch_size or max(1, min(self.batch_size, pictures))
+        in_epoch = max(1, pictures // batch_size)
+        if steps is None and epochs is not None:
+            steps = epochs * in_epoch
+        elif steps is None and self.epochs is not None:
+            steps = max(self.epochs * in_epoch, FEWEST_STEPS)
+        return replace(self, batch_size=batch_size, steps=self.steps if steps is None else steps, epochs=None)
 
     def batches(
         self, dataset: Any, tokenizer: Any, seed: int = 0, *, model: Any = None, cache_dir: Path | str | None = None
@@ -129,11 +155,18 @@ class Recipe:
         return Settings(**{"steps": steps, "lr": self.lr, "warmup": min(50, steps // 6), **changes})
 
 
+def changed(config: Any, changes: Mapping[str, Any]) -> Any:
+    """The config with other values in these fields; a mapping changes fields of the nested config of that name."""
+    nested = {name: changed(getattr(config, name), new) for name, new in changes.items() if isinstance(new, Mapping)}
+    return replace(config, **{**changes, **nested})
+
+
 def with_ids_of(tokenizer: Any, config: Any) -> Any:
     """A model's config with the special tokens of `tokenizer` in place of ours.
 
     Which tokens these are stays the model's choice: where ALBEF's preset never masks [PAD] and [CLS], the result never
-    masks this tokenizer's [PAD] and [CLS]. A token that the tokenizer does not have need not be excluded.
+    masks this tokenizer's [PAD] and [CLS]. A token that the tokenizer does not have need not be excluded. For word
+    dropout, [UNK] serves as well as [MASK]; a tokenizer with neither goes without.
     Raises ValueError where the tokenizer lacks a token that the model uses.
     """
     ours, theirs = SpecialTokens(), SpecialTokens.of(tokenizer)
@@ -143,8 +176,10 @@ def with_ids_of(tokenizer: Any, config: Any) -> Any:
         role_of = {token: role for role, token in asdict(ours).items()}
         never = [getattr(theirs, role_of[token]) if token in role_of else token for token in masking.never_mask]
         ids = tuple(token for token in never if token is not None)
-        changes["masking"] = replace(masking, mask_id=theirs.mask, never_mask=ids)
-        absent += [] if theirs.mask is not None else ["[MASK]"]
+        drops = isinstance(masking, WordDropout)
+        mask = theirs.unk if drops and theirs.mask is None else theirs.mask
+        changes["masking"] = None if mask is None else replace(masking, mask_id=mask, never_mask=ids)
+        absent += [] if mask is not None or drops else ["[MASK]"]
     if hasattr(config, "tokens"):
         changes["tokens"] = theirs
         absent += [f"[{role.upper()}]" for role in ("pad", "sep", "dec", "enc") if getattr(theirs, role) is None]
@@ -164,6 +199,52 @@ def reads_frozen_tower(model: Any) -> bool:
         return False
     return not any(parameter.requires_grad for parameter in tower.parameters())
 
+
+# ------------------------------------------------------------------------------------------- folders of real pictures
+
+# Each value and what it is worth: docs/recipe.md. Fewer pictures than this: a text is the mean of its words; from here
+# on it is read by transformer layers. Where the two cross has not been measured.
+LAYERS_FROM = 20_000
+FEWEST_STEPS = 300  # of a folder so small that its epochs would end before anything is learned
+SMALL_SPREADS = {"word_std": 0.02, "position_std": 0.02}
+MEAN_OF_WORDS = {
+    "layers": 0,
+    "block": BlockConfig(width=512, heads=1, hidden=512, norm_first=False),  # the width counts; no LayerNorm at the end
+    "causal": False,
+    "word_std": 0.02,
+    "position_std": None,
+}
+
+
+def clip_on_folder(recipe: Recipe, pictures: int, frozen: bool) -> Recipe:
+    """CLIP on so many real pictures. `frozen`: the image tower has learned before and stays as it is."""
+    recipe, few = recipe.for_folder(), pictures < LAYERS_FROM
+    config = {
+        **recipe.config,
+        "text": MEAN_OF_WORDS if few else SMALL_SPREADS,
+        "mean_text": few,
+        "embed_width": 512,
+        "masking": WordDropout(0.2),
+        "image_dropout": 0.5 if frozen else 0.0,
+    }
+    recipe = replace(recipe, config=config, epochs=20 if few else 12)
+    return replace(recipe, batch_size=128, lr=2e-3) if frozen else recipe
+
+
+def blip_on_folder(recipe: Recipe, pictures: int, frozen: bool) -> Recipe:
+    """BLIP as a captioner: language modeling alone, so neither search nor matching is learned."""
+    recipe = recipe.for_folder()
+    text = {"word_std": 0.1, "position_std": 0.05}
+    config = {**recipe.config, "text": text, "losses": ("lm",), "momentum": None}
+    return replace(recipe, config=config, epochs=10, vocabulary=4000, batch_size=64, lr=2e-3)
+
+
+def on_folder(recipe: Recipe, pictures: int, frozen: bool) -> Recipe:
+    """Any other paper's model on real pictures."""
+    return recipe.for_folder()
+
+
+# ------------------------------------------------------------------------------------------------- the scene world
 
 quick = partial(Recipe, preset="nano", scenes=1500, size=64, objects=(1, 3))
 laptop = partial(Recipe, preset="nano", scenes=12_000, size=64, objects=(1, 3))
