@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +24,12 @@ def quick_gelu(x: Tensor) -> Tensor:
 
 
 # in place: the largest tensor of a layer is not written twice (the product before it does not need its own output)
-ACTIVATIONS = {"gelu": F.gelu, "quick_gelu": quick_gelu, "relu": F.relu_}
+ACTIVATIONS = {
+    "gelu": F.gelu,
+    "quick_gelu": quick_gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),  # of some released models
+    "relu": F.relu_,
+}
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from typing import Any
 from torch import Tensor
 
 from minivlp.layers.embeddings import ImageConfig, TextConfig
-from minivlp.layers.transformer import BlockConfig
 from minivlp.models.blip import CROSS_ATTENTION, THE_REST, BLIPConfig
 from minivlp.pretrained.keys import Release, first, flat, rest, with_prefix
 from minivlp.pretrained.parts import (
@@ -21,8 +20,10 @@ from minivlp.pretrained.parts import (
     bert_config,
     count,
     squash,
+    transformers_block,
     vit_config,
 )
+from minivlp.pretrained.settings import HARMLESS, transformers_sections
 
 IMAGE_LAYER = (
     ("layer_norm1", "self_norm"),
@@ -64,31 +65,32 @@ def shared(tensors: dict[str, Tensor]) -> tuple[str, ...]:
 
 
 def transformers_config(tensors: dict[str, Tensor], settings: dict[str, Any]) -> BLIPConfig:
-    """From transformers' config.json."""
-    from transformers import BlipConfig as Settings
-
-    theirs = Settings.from_dict(settings)
-    image, text = theirs.vision_config, theirs.text_config
-    image_block, text_block = (
-        BlockConfig(c.hidden_size, c.num_attention_heads, c.intermediate_size, c.hidden_act, c.layer_norm_eps)
-        for c in (image, text)
-    )
-    text_block = replace(text_block, norm_first=False)
-    length = text.max_position_embeddings
-    return BLIPConfig(
-        ImageConfig(image.image_size, image.patch_size, image.num_hidden_layers, image_block),
-        TextConfig(text.vocab_size, length, text.num_hidden_layers, text_block, embed_norm=True, position_std=0.02),
-        theirs.image_text_hidden_size,
+    """From transformers' config.json. Raises CheckpointError for settings that we do not know or cannot express."""
+    top, image, text = sections = transformers_sections("BlipConfig", settings, "vision_config", "text_config")
+    image.only("num_channels", 3)
+    text.only("encoder_hidden_size", image.integer("hidden_size"))
+    text_block = replace(transformers_block(text), norm_first=False)
+    vocabulary, length = text.integer("vocab_size"), text.integer("max_position_embeddings")
+    first = text("bos_token_id")
+    config = BLIPConfig(
+        ImageConfig(*image.image_and_patch_size(), image.integer("num_hidden_layers"), transformers_block(image)),
+        TextConfig(
+            vocabulary, length, text.integer("num_hidden_layers"), text_block, embed_norm=True, position_std=0.02
+        ),
+        top.integer("image_text_hidden_size"),
         shared(tensors),
         tokens=replace(
             BLIPConfig.paper().tokens,
-            pad=text.pad_token_id,
-            sep=text.sep_token_id,
-            dec=text.bos_token_id,
-            enc=text.bos_token_id + 1,  # [ENC] was added after [DEC]
+            pad=text("pad_token_id"),
+            sep=text("sep_token_id"),
+            dec=first,
+            enc=first + 1,  # [ENC] was added after [DEC]
         ),
         momentum=None,
     )
+    for section in sections:
+        section.finish(HARMLESS["transformers"])
+    return config
 
 
 def authors_config(tensors: dict[str, Tensor], settings: dict[str, Any]) -> BLIPConfig:
@@ -117,11 +119,13 @@ FROM_TRANSFORMERS = Release(
     processor="BlipImageProcessor",
     processor_settings=squash,
     tokenizer="bert-base-uncased",
+    settings_file="config.json",
 )
 RELEASES = (
     FROM_TRANSFORMERS,
     replace(
         FROM_TRANSFORMERS,
+        settings_file="",
         key_prefix="visual_encoder.",
         table=AUTHORS,
         config=authors_config,

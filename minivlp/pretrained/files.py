@@ -3,63 +3,108 @@
 from __future__ import annotations
 
 import json
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from minivlp.training.checkpoint import CheckpointError
+from minivlp.layers.weight_files import (
+    EXTENSIONS,
+    INDEX,
+    CheckpointError,
+    near_names,
+    read_file,
+    read_shards,
+    read_weights,
+    suggestion,
+    unwrapped,
+)
 
 SETTINGS = ("config.json", "open_clip_config.json")
-WEIGHTS = {  # in the order in which they are looked for
-    "config.json": ("model.safetensors", "pytorch_model.bin"),
-    "open_clip_config.json": (
-        "open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin",
-    ),
-}  # fmt: skip
-WRAPPED = ("model", "module", "state_dict")  # where training scripts keep the weights among other things
+OURS = ("model.safetensors", "pytorch_model.bin", "model.safetensors.index.json", "pytorch_model.bin.index.json")
+OPEN_CLIP = (
+    "open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin",
+    "open_clip_model.safetensors.index.json", "open_clip_pytorch_model.bin.index.json",
+)  # fmt: skip
+# the weights that belong to a settings file, in the order in which they are looked for
+WEIGHTS = {"config.json": OURS, "open_clip_config.json": (*OPEN_CLIP, *OURS)}
 
 
 @dataclass(frozen=True)
 class Files:
-    """A checkpoint as it was read. location: its folder or hub id, None for a single file, which has no `settings`."""
+    """A checkpoint as it was read.
+
+    settings: of `settings_file`, both empty where there is none. location: its folder or hub id, None for a single
+    file.
+    """
 
     source: str
     tensors: dict[str, Tensor]
     settings: dict[str, Any]
     location: str | None
+    settings_file: str = ""
 
 
-def read(source: str | Path) -> Files:
-    """A folder, a single file (.safetensors, .pth, .pt, .bin), or a model by its id on the hub ("owner/name").
+def read(source: str | Path, weight_set: str | None = None) -> Files:
+    """A folder, a single file (.safetensors, .pth, .pt, .bin, …), or a model by its id on the hub ("owner/name").
 
-    The hub's files are downloaded once and kept in its cache. Raises CheckpointError where there is nothing to read.
+    The hub's files are downloaded once and kept in its cache. A folder's settings are those that stand beside their own
+    weights; without settings its weights are read all the same, as a family may need none. weight_set: as in
+    `read_weights`. Raises CheckpointError where there is nothing to read.
     """
     path = Path(source).expanduser()
     if path.is_file():
-        return Files(str(path), read_tensors(path), {}, None)
+        return Files(str(path), read_weights(path, weight_set), {}, None)
     if not path.is_dir() and not is_hub_id(str(source)):
-        raise CheckpointError(f"{source}: there is no such file or folder, and it is no hub id like owner/name")
+        hint = suggestion(path, ("",))
+        raise CheckpointError(f"{source}: there is no such file or folder, and it is no hub id like owner/name{hint}")
     for name in SETTINGS:
         found = find(source, name)
         settings = read_settings(found) if found else {}
         if not settings or (name == "config.json" and not {"model_type", "minivlp"} & settings.keys()):
             continue  # a config.json of something else: timm's, beside open_clip's
-        weights = next((file for file in map(lambda w: find(source, w), WEIGHTS[name]) if file), None)
-        if weights is None:
-            raise CheckpointError(f"{source}: there is {name}, but none of {', '.join(WEIGHTS[name])}")
-        return Files(str(source), read_tensors(weights), settings, str(source))
-    raise CheckpointError(f"{source}: there is no {' and no '.join(SETTINGS)} that we can read")
+        weights = first_of(source, WEIGHTS[name])
+        if weights is not None:
+            return Files(str(source), read_found(source, weights, weight_set), settings, str(source), name)
+    weights = first_of(source, WEIGHTS["open_clip_config.json"])
+    if weights is not None:
+        return Files(str(source), read_found(source, weights, weight_set), {}, str(source))
+    raise CheckpointError(f"{source}: {what_is_there(source)}")
+
+
+def first_of(source: str | Path, names: tuple[str, ...]) -> Path | None:
+    """The first of these files that a folder or a hub id has."""
+    return next((file for file in map(lambda name: find(source, name), names) if file), None)
+
+
+def read_found(source: str | Path, weights: Path, weight_set: str | None) -> dict[str, Tensor]:
+    """The tensors of a file of weights, or of the shards that it lists: a hub id's are fetched by name."""
+    held = read_shards(weights, lambda name: find(source, name)) if weights.name.endswith(INDEX) else read_file(weights)
+    return unwrapped(held, str(weights), weight_set)
+
+
+def what_is_there(source: str | Path) -> str:
+    """What a folder, or a hub id, has instead of settings and weights that we know."""
+    folder = Path(source).expanduser()
+    here = [name for name in SETTINGS if find(source, name)]
+    wanted = [name for key in here or SETTINGS for name in WEIGHTS[key]]
+    lacking = f"there is {' and '.join(here)}, but" if here else f"there is no {' and no '.join(SETTINGS)}, and"
+    lacking += f" none of {', '.join(dict.fromkeys(wanted))}"
+    files = sorted(file.name for file in folder.iterdir() if file.is_file()) if folder.is_dir() else []
+    near = list(dict.fromkeys(name for want in wanted for name in near_names(want, files) if name not in SETTINGS))
+    others = [name for name in files if name.endswith(EXTENSIONS) and name not in near]
+    if near:
+        return f"{lacking}. Is {' or '.join(near)} one of them under another name? Rename it"
+    if others:
+        return f"{lacking}. Name a file of weights itself: {', '.join(str(folder / name) for name in others[:5])}"
+    return f"{lacking}. Copy all files of the model into one folder"
 
 
 def is_hub_id(source: str) -> bool:
-    """Whether this may be the name of a model on the hub: "owner/name", nothing that looks like a path."""
-    return source.count("/") == 1 and not source.startswith((".", "~", "/")) and "\\" not in source
+    """Whether this may be the name of a model on the hub: "owner/name", nothing that looks like a path or a file."""
+    file = source.endswith((*EXTENSIONS, ".json"))
+    return source.count("/") == 1 and not source.startswith((".", "~", "/")) and "\\" not in source and not file
 
 
 def find(source: str | Path, name: str) -> Path | None:
@@ -95,29 +140,11 @@ def in_cache(source: str) -> bool:
 
 
 def read_settings(path: Path) -> dict[str, Any]:
+    """The object that a JSON file holds. Raises CheckpointError."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        settings = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a JSON file ({error}); it may be truncated: copy it again") from None
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of one file by their names. Pickled files are read with `weights_only`: nothing in them runs."""
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        held = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise CheckpointError(
-            f"{path}: cannot be read as tensors ({str(error).splitlines()[0]}). It may be truncated, or hold more than "
-            "tensors (a training state, a TorchScript model): if you trust its origin, load it with torch yourself and "
-            "save its state_dict() alone"
-        ) from None
-    for name in WRAPPED:
-        held = held[name] if isinstance(held, dict) and isinstance(held.get(name), dict) else held
-    tensors = {n: t for n, t in held.items() if isinstance(t, Tensor)} if isinstance(held, dict) else {}
-    if not tensors:
-        raise CheckpointError(f"{path}: holds no tensors by name")
-    if all(name.startswith("module.") for name in tensors):  # trained on several devices
-        tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
-    return tensors
+    if not isinstance(settings, dict):
+        raise CheckpointError(f"{path}: holds no object with settings, but {type(settings).__name__}: copy it again")
+    return settings

@@ -22,7 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from minivlp.training.checkpoint import CheckpointError, grouped, weights
+from minivlp.layers.weight_files import CheckpointError, grouped
+from minivlp.training.checkpoint import weights
 
 Size = tuple[int, int]  # height and width in pixels
 
@@ -63,6 +64,11 @@ def transposed(name: str) -> From:
     return From((name,), lambda matrix: matrix.T)
 
 
+def scalar(name: str) -> From:
+    """Their single number, which some files hold as (1,)."""
+    return From((name,), lambda number: number.reshape(()) if number.numel() == 1 else number)
+
+
 def plus_first(name: str, types: str) -> From:
     """Their table plus the first row of another: BERT adds the same token type to every token of a single text."""
     return From((name, types), lambda table, other: table + other[0])
@@ -81,6 +87,18 @@ def with_prefix(theirs: str, ours: str, rows: Iterable[Row]) -> tuple[Row, ...]:
 
 
 @dataclass(frozen=True)
+class Inputs:
+    """What a release's settings say of its texts and pictures, where they say it.
+
+    tokenizer: its hub id. end_id: the id that has to end each text. preprocess: what turns pictures into tensors.
+    """
+
+    tokenizer: str | None = None
+    end_id: int | None = None
+    preprocess: Any = None
+
+
+@dataclass(frozen=True)
 class Release:
     """One published form of a paper's weights.
 
@@ -88,8 +106,9 @@ class Release:
     we do not need. optional: prefixes of our names; a checkpoint may lack all parameters of such a part (a captioner
     has no matching head), never only some. config: our config, from a config.json or, where the authors have none, from
     the tensors. processor: transformers' class that turns pictures into tensors; processor_settings: its arguments for
-    an image size. tokenizer: where the tokenizer is, if the checkpoint brings none. interpolation: how `F.interpolate`
-    resizes positions, mode and align_corners.
+    an image size. tokenizer: where the tokenizer is, if the checkpoint brings none. settings_file: the file without
+    which `config` cannot work; "" where the tensors tell all. inputs: what these settings say of texts and pictures.
+    interpolation: how `F.interpolate` resizes positions, mode and align_corners.
     """
 
     key_prefix: str
@@ -100,6 +119,8 @@ class Release:
     tokenizer: str
     ignored: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
+    settings_file: str = ""
+    inputs: Callable[[dict[str, Any], Size], Inputs] | None = None
     interpolation: tuple[str, bool] = ("bicubic", False)
 
 

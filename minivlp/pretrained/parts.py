@@ -11,8 +11,9 @@ from torch import Tensor
 from minivlp.layers import timm_weights
 from minivlp.layers.embeddings import ImageConfig, TextConfig
 from minivlp.layers.transformer import BlockConfig
+from minivlp.layers.weight_files import CheckpointError
 from minivlp.pretrained.keys import Size, first, flat, plus_first, rest, stack, with_prefix
-from minivlp.training.checkpoint import CheckpointError
+from minivlp.pretrained.settings import Section
 
 HEAD_WIDTH = 64  # of every released model here; the shapes of the tensors do not tell it
 
@@ -95,9 +96,13 @@ def squash(size: Size) -> dict[str, Any]:
     return {"size": {"height": size[0], "width": size[1]}, **CLIP_MEAN_STD}
 
 
-def one_or_two(size: int | list[int]) -> int | Size:
-    """`ImageConfig.image_size` from the settings of a release: a number, or height and width."""
-    return size if isinstance(size, int) else (int(size[0]), int(size[1]))
+def transformers_block(section: Section) -> BlockConfig:
+    """The blocks that a section of transformers' config.json describes."""
+    width, heads = section.integer("hidden_size"), section.integer("num_attention_heads")
+    if width % heads:
+        raise section.wrong("hidden_size", f"a multiple of its {heads} attention heads")
+    hidden, eps = section.integer("intermediate_size"), section.number("layer_norm_eps")
+    return BlockConfig(width, heads, hidden, section.activation("hidden_act"), eps)
 
 
 def heads(width: int) -> int:

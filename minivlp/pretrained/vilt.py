@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from minivlp.layers.embeddings import ImageConfig, TextConfig
-from minivlp.layers.transformer import BlockConfig
 from minivlp.models.vilt import ViLTConfig
 from minivlp.models.vilt_answers import AnswersConfig
 from minivlp.pretrained.keys import From, Release, Size, first, flat, rest, stack, with_prefix
-from minivlp.pretrained.parts import BERT_EMBED, MLM_HEAD, VIT_EMBED, VIT_LAYER, vit_config
+from minivlp.pretrained.parts import BERT_EMBED, MLM_HEAD, VIT_EMBED, VIT_LAYER, transformers_block, vit_config
+from minivlp.pretrained.settings import HARMLESS, transformers_sections
 
 LAYER = (
     ("layernorm_before", "self_norm"),
@@ -63,24 +63,24 @@ AUTHORS = (
 
 
 def transformers_config(tensors: dict[str, Tensor], settings: dict[str, Any]) -> ViLTConfig:
-    """From transformers' config.json. With a list of answers it is a model for VQA or NLVR2."""
-    from transformers import ViltConfig as Settings
+    """From transformers' config.json. With a list of answers it is a model for VQA or NLVR2.
 
-    theirs = Settings.from_dict(settings)
-    width = theirs.hidden_size
-    block = BlockConfig(
-        width, theirs.num_attention_heads, theirs.intermediate_size, theirs.hidden_act, theirs.layer_norm_eps
-    )
+    Raises CheckpointError for settings that we do not know or cannot express.
+    """
+    (theirs,) = transformers_sections("ViltConfig", settings)
+    for key, fine in (("num_channels", 3), ("qkv_bias", True), ("max_image_length", -1)):
+        theirs.only(key, fine)
+    block, layers = transformers_block(theirs), theirs.integer("num_hidden_layers")
+    vocabulary, length = theirs.integer("vocab_size"), theirs.integer("max_position_embeddings")
     sizes = {
-        "image": ImageConfig(theirs.image_size, theirs.patch_size, theirs.num_hidden_layers, block),
-        "text": TextConfig(
-            theirs.vocab_size, theirs.max_position_embeddings, 0, block, embed_norm=True, position_std=0.02
-        ),
+        "image": ImageConfig(*theirs.image_and_patch_size(), layers, block),
+        "text": TextConfig(vocabulary, length, 0, block, embed_norm=True, position_std=0.02),
         "masking": ViLTConfig.paper().masking,
     }
+    theirs.finish(HARMLESS["transformers"])
     if "classifier.3.weight" not in tensors:
         return ViLTConfig(**sizes)
-    images = tensors["classifier.0.weight"].shape[1] // width
+    images = tensors["classifier.0.weight"].shape[1] // block.width
     return AnswersConfig(**sizes, answers=len(tensors["classifier.3.weight"]), images_per_text=images)
 
 
@@ -111,12 +111,14 @@ FROM_TRANSFORMERS = Release(
     processor="ViltImageProcessor",
     processor_settings=fit,
     tokenizer="bert-base-uncased",
+    settings_file="config.json",
     interpolation=("bilinear", True),
 )
 FROM_AUTHORS = replace(
     FROM_TRANSFORMERS,
     key_prefix="transformer.",
     table=AUTHORS,
+    settings_file="",
     config=authors_config,
     ignored=("*.position_ids", "transformer.mask_token", "mpp_score.*"),  # masked patch prediction was only an ablation
 )
