@@ -25,3 +25,7 @@ class UserError(ValueError):
         if self.argument and self.argument not in names:
             return self.message
         return f"{self.message} {self.advice.format(names.get(self.argument, ''))}".rstrip()
+
+
+class Notice(UserWarning):
+    """Something that the user should know although the work goes on. On the command line it is one line."""

@@ -6,7 +6,7 @@ Axes: B batch, L text tokens, R regions, P patches, D width.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,11 @@ from torch import Tensor
 
 from minivlp.data.batch import Batch, Regions, Text, to_tensor
 from minivlp.data.dataset import Dataset, Size
+from minivlp.data.lost_text import check_text
 from minivlp.data.processes import ALONE, Processes
 from minivlp.data.text import pad_id, pad_rows, tokenize
+
+MAX_TOKENS = 56  # the context length of the nano models
 
 
 class Loader:
@@ -36,8 +39,9 @@ class Loader:
             With it no image is decoded: `batch.images` is None and `batch.image_tokens` is set.
         processes: the processes that train together. Each gets its rows of the same batches, and decodes no others.
 
-    Captions and phrases are tokenized once, here. Raises ValueError if the dataset is smaller than one batch, if an
-    image has no caption, or if negative captions are asked for and the dataset cannot make them.
+    Captions and phrases are tokenized once, here, with a warning if a part of them is lost (`lost_text.check_text`).
+    Raises ValueError if the dataset is smaller than one batch, if an image has no caption, if negative captions are
+    asked for and the dataset cannot make them, and DataError, which is one, for a text of which no token is left.
     """
 
     def __init__(
@@ -48,7 +52,7 @@ class Loader:
         size: Size,
         *,
         seed: int = 0,
-        max_tokens: int = 56,
+        max_tokens: int = MAX_TOKENS,
         regions_per_image: int = 0,
         kinds: tuple[str, ...] | None = None,
         negative_captions: bool = False,
@@ -69,14 +73,16 @@ class Loader:
         self.steps_per_epoch = len(dataset) // batch_size
         rows = range(len(dataset))
         self.image_ids = torch.tensor([dataset.image_id(row) for row in rows])
-        self.captions = TextTable([dataset.captions(row) for row in rows], tokenizer, max_tokens)
+        captions = [dataset.captions(row) for row in rows]
+        self.captions = TextTable(captions, tokenizer, max_tokens, "captions", partial(_place, dataset, captions))
         if not self.captions.count.all():
             raise ValueError(f"row {self.captions.count.argmin()} of {dataset!r} has no caption: leave its image out")
         if negative_captions:
             self.tokenize = CachedTokenizer(tokenizer, max_tokens)
         if regions_per_image:
             chosen = [[r for r in dataset.regions(row) if kinds is None or r.kind in kinds] for row in rows]
-            self.phrases = TextTable([[r.phrase for r in regions] for regions in chosen], tokenizer, max_tokens)
+            phrases = [[r.phrase for r in regions] for regions in chosen]
+            self.phrases = TextTable(phrases, tokenizer, max_tokens, "phrases", partial(_place, dataset, phrases))
             self.boxes = torch.tensor([r.box for regions in chosen for r in regions]).reshape(-1, 4)  # (all regions, 4)
             self.is_image = torch.tensor([r.kind == "image" for regions in chosen for r in regions], dtype=torch.bool)
 
@@ -125,14 +131,26 @@ class Loader:
 
 
 class TextTable:
-    """The tokenized texts of all rows of a dataset. Row r has `count[r]` texts, which start at index `first[r]`."""
+    """The tokenized texts of all rows of a dataset. Row r has `count[r]` texts, which start at index `first[r]`.
 
-    def __init__(self, texts: list[list[str]], tokenizer: Any, max_tokens: int) -> None:
+    Warns if a part of them is lost, and raises DataError for a text of which nothing is left (`lost_text.check_text`).
+    """
+
+    def __init__(
+        self,
+        texts: list[list[str]],
+        tokenizer: Any,
+        max_tokens: int,
+        what: str = "texts",
+        place: Callable[[str], str] | None = None,
+    ) -> None:
         self.count = np.array([len(of_row) for of_row in texts])
         self.first = np.cumsum(self.count) - self.count
         flat = [text for of_row in texts for text in of_row]
         distinct = {text: index for index, text in enumerate(dict.fromkeys(flat))}  # captions repeat: store each once
         found = tokenize(tokenizer, list(distinct) or [""], max_tokens)
+        if distinct:
+            check_text(tokenizer, list(distinct), found, max_tokens, what, place)
         self.ids, self.mask, self.word = found.ids.to(torch.int32), found.mask, found.word.to(torch.int16)
         self.which = torch.tensor([distinct[text] for text in flat], dtype=torch.long)  # index -> distinct text
 
@@ -142,6 +160,12 @@ class TextTable:
         mask = self.mask[which]
         longest = int(mask.sum(dim=1).max()) if len(mask) else 1
         return Text(self.ids[which, :longest].long(), mask[:, :longest], self.word[which, :longest].long())
+
+
+def _place(dataset: Dataset, texts: list[list[str]], text: str) -> str:
+    """The file and row of the first image that has this text."""
+    row = next(row for row, of_row in enumerate(texts) if text in of_row)
+    return dataset[row].source or f"row {row}"
 
 
 class CachedTokenizer:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from minivlp.data.batch import to_tensor
+from minivlp.data.lost_text import check_texts
 from minivlp.inference import device_of, share_image_encoding, tokenize_for
 
 Item = TypeVar("Item", bound=Hashable)
@@ -41,6 +42,11 @@ def distinct(items: Sequence[Item]) -> tuple[list[Item], Tensor]:
     """The distinct items in order of first appearance, and for each item its index among them, (n,) long."""
     number = {item: i for i, item in enumerate(dict.fromkeys(items))}
     return list(number), torch.tensor([number[item] for item in items], dtype=torch.long)
+
+
+def check_words(model: Any, tokenizer: Any, texts: Sequence[str], what: str) -> None:
+    """Warn if the model does not get all of these texts, which are called `what`; see `data.lost_text.check_text`."""
+    check_texts(tokenizer, texts, model.config.text.context_length, what)
 
 
 def images_of(model: Any, dataset: Any, rows: Sequence[int]) -> Tensor:

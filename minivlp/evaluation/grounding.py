@@ -13,7 +13,7 @@ from torchvision.ops import box_convert, box_iou
 from minivlp.data.batch import Box, Region
 from minivlp.data.dataset import WHOLE_IMAGE
 from minivlp.evaluation.attention_maps import attention_in_box, pointing_game
-from minivlp.evaluation.forward import chunks, first_rows, for_each_text, need
+from minivlp.evaluation.forward import check_words, chunks, first_rows, for_each_text, need
 from minivlp.evaluation.region_retrieval import region_retrieval
 from minivlp.evaluation.score import Score, Scores, bootstrap
 from minivlp.inference import evaluating
@@ -59,6 +59,7 @@ def grounding(
     if not asked:
         raise ValueError("The dataset has no regions: grounding needs phrases with boxes.")
     rows, phrases = np.array([row for row, _ in asked]), [phrase for _, phrase in asked]
+    check_words(model, tokenizer, phrases, "phrases")
     truths = list(asked.values())  # for each phrase the regions that it names
     with evaluating(model):
         found = predict(model, dataset, tokenizer, rows, phrases, batch_size)

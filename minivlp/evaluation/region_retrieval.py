@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from minivlp.data.batch import Box
-from minivlp.evaluation.forward import chunks, distinct, embed_texts, first_rows, images_of, need
+from minivlp.evaluation.forward import check_words, chunks, distinct, embed_texts, first_rows, images_of, need
 from minivlp.evaluation.retrieval import rank_rows
 from minivlp.evaluation.score import Scores, bootstrap
 from minivlp.inference import evaluating
@@ -42,6 +42,7 @@ def region_retrieval(
         raise ValueError("The dataset has no regions: this measure needs phrases with boxes.")
     places, place = distinct([(row, region.box) for row, region in asked])
     texts, text = distinct([region.phrase for _, region in asked])
+    check_words(model, tokenizer, texts, "phrases")
     with evaluating(model):
         features = embed_texts(model, tokenizer, texts, batch_size)
         table = []

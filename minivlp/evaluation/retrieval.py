@@ -17,6 +17,7 @@ from torch import Tensor
 
 from minivlp.data.batch import Text
 from minivlp.evaluation.forward import (
+    check_words,
     chunks,
     distinct,
     embed_texts,
@@ -96,6 +97,7 @@ def retrieval(
     pairs: 500 images and captions are 250,000 passes (see `cost`), so choose a small `unique` for it.
     """
     chosen, owner, texts = candidates(dataset, unique, limit)
+    check_words(model, tokenizer, texts, "captions")
     with evaluating(model):
         ranks = rank(similarities(model, dataset, tokenizer, chosen, texts, batch_size), owner, texts)
     return _scores(ranks, owner)
@@ -120,6 +122,7 @@ def reranked(
     need(model, "embed_images")
     need(model, "match")
     chosen, owner, texts = candidates(dataset, unique, limit)
+    check_words(model, tokenizer, texts, "captions")
     with evaluating(model):
         # to the CPU first: MPS has no float64
         near = similarities(model, dataset, tokenizer, chosen, texts, batch_size).cpu().double()  # (M, N)

@@ -42,12 +42,20 @@ def detect_layout(spec: str | Path) -> tuple[str, Path, Path | None]:
         if file and (other := another_container(file)):
             raise DataError(f"{file}: {other}")
         return layout, path, file
-    other = containers_in(path)
+    other = _other_layout(path) or containers_in(path)
     if layout:
         remedy = other or "Put it there, or try another layout."
         raise DataError(f"{path}: no {needs[layout]}, which {layout}:DIR needs. {remedy}")
     message = f"{path}: not one of the known layouts, which need {', or '.join(needs.values())}."
     raise DataError(f"{message} {other}" if other else message)
+
+
+def _other_layout(path: Path) -> str | None:
+    """How to open a folder that has files of another layout than it was named."""
+    names = ["coco"] if coco_files(path, "captions") else []
+    names += ["folder"] if table_file(path) else []
+    names += ["flickr"] if flickr_file(path) else []
+    return f"It has the files of another layout: write {names[0]}:{path}" if names else None
 
 
 def _layout_of_file(path: Path, layout: str) -> str:
