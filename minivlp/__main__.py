@@ -420,7 +420,7 @@ def describe(options: argparse.Namespace) -> None:
         print(f"  {caption}")
     for region in sample.regions:
         print(f"  [{region.kind}] {region.phrase}: " + " ".join(f"{value:.2f}" for value in region.box))
-    describe_tokens(dataset, read_tokenizer(options))
+    describe_tokens(dataset, options.tokenizer)
     if options.sheet:
         from minivlp.visualize.drawing import show_scenes
 
@@ -429,20 +429,22 @@ def describe(options: argparse.Namespace) -> None:
         print(f"drawn: {options.sheet}")
 
 
-def describe_tokens(dataset: Any, tokenizer: Any) -> None:
-    """Print how long the captions are as tokens, and warn of what is lost when they are cut as `train` does it."""
+def describe_tokens(dataset: Any, tokenizer_name: str | None) -> None:
+    """Print how long the texts are as tokens, and warn of what is lost when they are cut as `train` cuts them."""
     from minivlp.data.loading import MAX_TOKENS
     from minivlp.data.lost_text import check_texts
     from minivlp.data.text import tokenize
+    from minivlp.training.tokenizer_of_run import open_tokenizer
 
-    rows = range(len(dataset))
+    tokenizer, rows = open_tokenizer(tokenizer_name), range(len(dataset))
+    name = tokenizer_name or "our tokenizer (on a folder, `train` makes one of its captions, which needs fewer)"
     captions = [text for row in rows for text in dataset.captions(row)]
     phrases = [region.phrase for row in rows for region in dataset.regions(row)]
     for what, texts in (("captions", captions), ("phrases", phrases)):
         if texts:
             lengths = tokenize(tokenizer, texts, LONGEST_TEXT).mask.sum(1)
             print(
-                f"{what}: {int(lengths.min())} to {int(lengths.max())} tokens, half of them {int(lengths.median())} or less"
+                f"{what}: {lengths.min()} to {lengths.max()} tokens each, {lengths.median()} in the middle, by {name}"
             )
             check_texts(tokenizer, texts, MAX_TOKENS, what)
 
