@@ -88,6 +88,9 @@ def read_file(path: Path) -> Any:
     try:
         if is_safetensors(path):
             return load_file(path)
+        if path.suffix == ".safetensors":  # torch would go by the extension
+            with path.open("rb") as file:
+                return torch.load(file, map_location="cpu", weights_only=True)
         # mapped into memory where the format allows it: the model's own tensors are the only other copy
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
@@ -99,7 +102,7 @@ def read_file(path: Path) -> Any:
         ) from None
     except SafetensorError as error:
         raise CheckpointError(
-            f"{path} is not a complete safetensors file ({error}): truncated? Copy it again"
+            f"{path} is not a complete safetensors file ({error}): it may be truncated; copy it again"
         ) from None
     except Exception as error:  # damaged archives and pickles raise whatever their bytes happen to lead to
         reason = (str(error).splitlines() or [type(error).__name__])[0]

@@ -119,11 +119,10 @@ class Pretrained:
         """The settings of transformers' image processor; since version 5 they may be inside a processor's."""
         if self.location is None:
             return None
-        file = find(self.location, "preprocessor_config.json")
-        if file is None:
-            file = find(self.location, "processor_config.json")
-            file = file if file is not None and "image_processor" in read_settings(file) else None
-        return file
+        whole = find(self.location, "processor_config.json")  # which transformers prefers
+        if whole is not None and "image_processor" in read_settings(whole):
+            return whole
+        return find(self.location, "preprocessor_config.json")
 
     def __call__(self, images: Any = None, texts: Sequence[str] | str | None = None) -> dict[str, Tensor | Text]:
         """What the model's verbs take, on its device: `model.match(**loaded(pictures, texts))`.

@@ -113,7 +113,7 @@ def _what_is_there(path: Path) -> str:
     inside = [file for file in inside if file.name != "state.safetensors"]  # of a run that is still trained
     near = inside or [beside[name] for name in difflib.get_close_matches(path.name, beside, n=3)]
     if near:
-        return f"did you mean {' or '.join(map(str, near))}?"
+        return f"did you mean {' or '.join(map(str, near[:3]))}?"
     return "it is a folder without one" if path.is_dir() else "train one first, or check the path"
 
 
@@ -127,16 +127,19 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def set_weights(model: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
-    """Copy tensors into the model, all of them. Raises CheckpointError that lists everything that does not fit."""
+    """Copy tensors into the model, all of them. Raises CheckpointError that lists what does not fit."""
     own = weights(model)
     faults = []
     if missing := sorted(own.keys() - tensors.keys()):
         faults.append(f"missing: {grouped(missing)}")
     if extra := sorted(tensors.keys() - own.keys()):
         faults.append(f"not in this model: {grouped(extra)}")
-    for name in sorted(own.keys() & tensors.keys()):
-        if own[name].shape != tensors[name].shape:
-            faults.append(f"{name} is {tuple(tensors[name].shape)} there and {tuple(own[name].shape)} here")
+    shapes = [
+        f"{name} is {tuple(tensors[name].shape)} there and {tuple(own[name].shape)} here"
+        for name in sorted(own.keys() & tensors.keys())
+        if own[name].shape != tensors[name].shape
+    ]
+    faults += shapes if len(shapes) <= 8 else [*shapes[:5], f"and {len(shapes) - 5} more of other shapes"]
     if faults:
         raise CheckpointError(f"{source} does not fit {type(model).__name__}. " + "; ".join(faults))
     with torch.no_grad():
