@@ -6,6 +6,7 @@
     python -m minivlp train clip --data flickr:~/flickr8k      the same on a real folder
     python -m minivlp train clip --data flickr:~/flickr8k --tower vit_small_patch16_224 --tower-weights FILE --frozen
                                                                with a frozen image tower from timm
+    torchrun --nproc-per-node 4 -m minivlp train clip          the same by four processes (docs/distributed.md)
     python -m minivlp evaluate clip                            measure the bundled checkpoint
     python -m minivlp evaluate clip --weights runs/clip/model.safetensors --data coco:~/coco
 
@@ -22,6 +23,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -44,21 +46,28 @@ OPTIONS = {  # what errors advise in Python -> what does the same here
     "split=None": "--split all",
     "on_error='skip'": "--skip-errors",
     "language": "--language",
+    "tower": "--tower",
+    "frozen": "--frozen",
+    "image_tokens": "--frozen",
+    "Settings.lr": "--lr",
     "tokenizer": "--tokenizer",
     "tokenizer=FOLDER": "--tokenizer FOLDER",
+    "accumulate": "--accumulate",
 }
 FIELDS = {  # of a run's identity -> the option that sets it
     "data.description": "--data",
-    "data.hash": "what the data say",
+    "data.hash": "names, captions or boxes of --data",
     "tokenizer": "--tokenizer",
     "seed": "--seed",
     "settings.steps": "--steps",
+    "settings.lr": "--lr",
     "model.class": "MODEL",
     "options.start": "--start",
     "options.tower": "--tower",
     "options.tower_weights": "--tower-weights",
     "options.frozen": "--frozen",
     "options.recipe.batch_size": "--batch",
+    "options.local_negatives": "--local-negatives",
 }
 
 
@@ -72,7 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
             options.run(options)
             sys.stdout.flush()
         except KeyboardInterrupt:
-            print(f"\nminivlp: stopped. {what_is_saved(options, arguments)}", file=sys.stderr)
+            print(f"\n{this_process()}: stopped. {what_is_saved(options, arguments)}", file=sys.stderr)
             return 128 + (signals or [signal.SIGINT])[0]
         except BrokenPipeError:  # whoever reads the output (`| head`) has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -81,9 +90,15 @@ def main(arguments: list[str] | None = None) -> int:
             said = in_options(error, options)
             if said is None:  # a fault of ours: its traceback is needed
                 raise
-            print(f"minivlp: {said}", file=sys.stderr)
+            print(f"{this_process()}: {said}", file=sys.stderr)
             return 1
     return 0
+
+
+def this_process() -> str:
+    """Who speaks: torchrun starts several of us, whose errors stand in one terminal."""
+    several = os.environ.get("WORLD_SIZE", "1") != "1"
+    return f"minivlp (process {os.environ['RANK']})" if several else "minivlp"
 
 
 def in_options(error: Exception, options: argparse.Namespace) -> str | None:
@@ -105,7 +120,7 @@ def of_other_run(error: Any) -> str:
     options = {FIELDS[name]: values for name, values in error.found.items() if name in FIELDS}
     found = "; ".join(listed(options or error.found))
     remedy = "choose another --out, or delete this folder"
-    if "settings.steps" in error.found:
+    if "settings.steps" in error.found and "data.hash" not in error.found:  # other data alone make another number
         steps = error.found["settings.steps"][0]
         go_on = f"--start {weights} --out {folder}-more"
         remedy += (
@@ -156,7 +171,22 @@ def parser() -> argparse.ArgumentParser:
     length = training.add_mutually_exclusive_group()
     length.add_argument("--epochs", type=_count, help="passes over the pictures (default: by the model and the data)")
     length.add_argument("--steps", type=_count, help="optimizer steps, in place of epochs")
-    training.add_argument("--batch", type=_count, help="pairs per step; halve it when memory runs out")
+    training.add_argument(
+        "--batch", type=_count, help="pairs per step, of all processes together; halve it when memory runs out"
+    )
+    training.add_argument(
+        "--accumulate",
+        type=_count,
+        default=1,
+        metavar="N",
+        help="compute a batch in N parts to need less memory; exact, for clip (default: 1)",
+    )
+    training.add_argument(
+        "--local-negatives",
+        action="store_true",
+        help="with torchrun: hard negatives come from the same process (default: from all)",
+    )
+    training.add_argument("--lr", type=_rate, help="highest learning rate (default: by the model and the data)")
     training.add_argument("--seed", type=int, default=0, help="of weights, order and scenes")
     training.add_argument("--start", type=Path, help="a checkpoint to start from (default: random weights)")
     training.add_argument("--tower", metavar="NAME", help="an image model of timm in place of our image tower")
@@ -193,6 +223,17 @@ def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
     return int(text)
+
+
+def _rate(text: str) -> float:
+    """A positive number."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return value
 
 
 def _reading(sub: argparse.ArgumentParser) -> None:
@@ -281,11 +322,22 @@ def browse(model: Any, dataset: Any, tokenizer: Any, file: Path) -> None:
 def train(options: argparse.Namespace) -> None:
     """Train, save `model.safetensors` in the run's folder, and print the scores on held-out images.
 
+    As one of the processes that torchrun started, if it did; then only the first one prints.
     Raises KeyboardInterrupt when it was stopped.
     """
+    from minivlp.training.distributed import join
+
+    with join(options.local_negatives) as processes, open(os.devnull, "w") as nowhere:
+        with redirect_stdout(nowhere if processes.rank else sys.stdout):
+            train_with(options, processes)
+
+
+def train_with(options: argparse.Namespace, processes: Any) -> None:
+    """`train` as one of these processes."""
     import torch
 
     from minivlp.evaluation.suite import measure
+    from minivlp.training import accumulation
     from minivlp.training.build import build_model
     from minivlp.training.checkpoint import save_model
     from minivlp.training.loop import fit
@@ -308,28 +360,39 @@ def train(options: argparse.Namespace) -> None:
     if not real:
         dataset = open_data(options, "train", recipe.scenes, **scenes)
     recipe = recipe.sized(len(dataset), options.batch, options.epochs, options.steps)
-    changes: dict[str, Any] = {}
+    changes: dict[str, Any] = {"lr": options.lr} if options.lr else {}
     if real:
         changes["save_every"] = 50  # with large images and towers, steps may be slow
     if options.tower_weights and not options.frozen:
         changes["lr_multipliers"] = {"image.": 0.05}  # keeps what the tower has learned
+    if options.accumulate > 1:
+        accumulation.check(model, recipe.batch_size // processes.size, options.accumulate)
+    if options.local_negatives and (processes.size == 1 or "itm" not in model.config.losses):
+        raise UserError("--local-negatives is for several processes (torchrun) and a model that is trained with itm")
     settings, out = recipe.settings(**changes), run_folder(options)
     print(f"{dataset!r}: {settings.steps} steps of {recipe.batch_size}, run in {out}")
     if options.frozen and not (options.tower_weights or options.start or recipe.init_from):
         print("the image tower's weights are random and stay so: --tower with --tower-weights gives trained ones")
     identity = run_identity(dataset, tokenizer, options.seed, start=options.start, recipe=asdict(recipe), **towers)
+    if options.local_negatives:
+        identity["options"]["local_negatives"] = True
     data = {"from": options.data, **identity["data"]}
     if options.start:
         say_what_it_was_trained_on(options.start, data)
-    with RunFolder(out, {**identity, **model_identity(model, settings)}) as run:  # before the tower's long work
-        keep_tokenizer(tokenizer, out)
+    run = RunFolder(out, {**identity, **model_identity(model, settings)})
+    with processes.opened_by_first(run):  # before the tower's long work
+        processes.on_first(lambda: keep_tokenizer(tokenizer, out))
         cache_dir = out.parent / "features" if options.frozen else None
-        batches = recipe.batches(dataset, tokenizer, options.seed, model=model, cache_dir=cache_dir)
-        history = fit(model, batches, settings, run_dir=run)
+        reading = {"model": model, "cache_dir": cache_dir, "processes": processes}
+        batches = recipe.batches(dataset, tokenizer, options.seed, **reading)
+        history = fit(model, batches, settings, run_dir=run, accumulate=options.accumulate, processes=processes)
         if history.interrupted:
             raise KeyboardInterrupt
         notes = {"data": data, "tokenizer": identity["tokenizer"], "seed": options.seed, "steps": settings.steps}
-        save_model(model, out / "model.safetensors", **notes, seconds=round(history.seconds))
+        notes["seconds"] = round(history.seconds)
+        processes.on_first(lambda: save_model(model, out / "model.safetensors", **notes))
+    if processes.rank:
+        return
     print(f"trained in {history.seconds:.0f} s; saved {out / 'model.safetensors'}\n")
     held_out = held_out_for(options, scenes)
     if held_out is not None:
@@ -405,7 +468,7 @@ def say_what_it_was_trained_on(checkpoint: Path, data: dict[str, str]) -> None:
     if known["hash"] == data["hash"]:
         print(f"the weights were trained on these very data ({known['description']})")
     else:
-        print(f"the weights were trained on {known['description']} of {known['from']}")
+        print(f"the weights were trained on other data: {known['description']} of {known['from']}")
 
 
 def describe(options: argparse.Namespace) -> None:

@@ -27,5 +27,9 @@ class UserError(ValueError):
         return f"{self.message} {self.advice.format(names.get(self.argument, ''))}".rstrip()
 
 
+class NotFinite(UserError, FloatingPointError):
+    """A computation gave infinity or no number."""
+
+
 class Notice(UserWarning):
     """Something that the user should know although the work goes on. On the command line it is one line."""

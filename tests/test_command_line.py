@@ -65,7 +65,7 @@ def test_a_chinese_run_is_measured_in_chinese(tiny, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "other, named",
     [
-        (["--language", "zh"], "what the data say: there"),
+        (["--language", "zh"], "names, captions or boxes of --data: there"),
         (["--seed", "1"], "--seed: there 0, now 1"),
         (["--batch", "4"], "--batch: there 8, now 4"),
         (["--steps", "5"], "(--steps: there 3, now 5)"),

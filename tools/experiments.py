@@ -8,5 +8,8 @@ The tables are in `tools/tables/`, one module per paper or method.
 
 from tables.running import main
 
+from minivlp.console import print_in_any_encoding
+
 if __name__ == "__main__":
+    print_in_any_encoding()
     main(__doc__)

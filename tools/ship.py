@@ -14,11 +14,13 @@ import json
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from tables.measures import TEST_SCENES, TEST_SEED
 from tables.variants import Variant, scenes_of
 
+from minivlp.console import print_in_any_encoding
 from minivlp.data.scenes import Scenes
 from minivlp.data.text import load_tokenizer
 from minivlp.evaluation.score import table
@@ -29,6 +31,7 @@ from minivlp.training.checkpoint import CHECKPOINTS, load_model, save_model, sav
 from minivlp.training.labels import LabeledConfig, LabeledTower, labeled_batches
 from minivlp.training.loop import History, Settings, fit
 from minivlp.training.run import run_identity
+from minivlp.training.tokenizer_of_run import tokenizer_fingerprint
 
 SCENES = 20_000
 
@@ -124,7 +127,8 @@ def ship(name: str) -> None:
     identity = run_identity(scenes, tokenizer, 0, recipe=asdict(recipe))
     batches = recipe.batches(scenes, tokenizer, model=model)
     history = fit(model, batches, recipe.settings(), run_dir=Path("runs") / name, identity=identity)
-    weights = save(model, name, history, scenes=recipe.scenes, seed=0)
+    notes = {"scenes": recipe.scenes, "seed": 0, "tokenizer": tokenizer_fingerprint(tokenizer)}
+    weights = save(model, name, history, **notes)
     model = load_model(model_class, weights)
     scores = measure(model, Scenes(TEST_SCENES, "test", TEST_SEED), tokenizer)
     if "itm" not in getattr(model.config, "losses", ("itm",)):  # the heads are there, but were not trained
@@ -179,7 +183,7 @@ def ship_image(name: str = "image_nano") -> None:
     print(card)
 
 
-def save(model: torch.nn.Module, name: str, history: History, **notes: int) -> Path:
+def save(model: torch.nn.Module, name: str, history: History, **notes: Any) -> Path:
     """Write the weights of a finished run, and every tenth step of its log; returns the path of the weights."""
     if history.interrupted:
         sys.exit(f"stopped after {len(history.steps)} steps; the same command resumes")
@@ -209,4 +213,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    print_in_any_encoding()
     main()

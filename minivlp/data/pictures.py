@@ -8,6 +8,7 @@ Axes: H height, W width, B pictures.
 
 from __future__ import annotations
 
+import errno
 import io
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,9 @@ def _read(image: Image.Image, smallest: int | None) -> Image.Image:
 
 
 def _broken(error: Exception, picture: Any = None) -> PictureError:
+    """What is wrong with the picture. Raises the error again where the machine lacks something: no reason to skip it."""
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+        raise error
     if isinstance(error, UnidentifiedImageError):
         return PictureError("not an image", "Pillow does not know the format: replace the file.")
     if isinstance(error, FileNotFoundError):

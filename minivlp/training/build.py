@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from minivlp.errors import UserError
 from minivlp.layers.timm_tower import timm_tower
 from minivlp.training.checkpoint import load_model
 from minivlp.training.recipes import Recipe
@@ -35,15 +36,16 @@ def build_model(
         tower_weights: its weights, a file or "pretrained" to download timm's; None is random.
         frozen: the image tower is not trained.
 
-    Raises ValueError for options that exclude each other, for a model without an image tower of its own, and as
+    Raises UserError for options that exclude each other, for a model without an image tower of its own, and as
     `Recipe.build`, `load_model` and `timm_tower` do.
     """
     if (tower or frozen) and not has_image_tower(model_class):
-        raise ValueError(f"{model_class.__name__} has no image tower of its own to exchange or to freeze")
+        message = f"{model_class.__name__} has no image tower of its own to exchange or to freeze."
+        raise UserError(message, "Leave out {}.", "tower" if tower else "frozen")
     if tower_weights and not tower:
-        raise ValueError("weights of a tower need the name of the tower")
+        raise UserError("weights of a tower need the name of the tower.", "Name it with {}.", "tower")
     if tower and init_from:
-        raise ValueError("a checkpoint brings its own image tower: leave out either of the two")
+        raise UserError("a checkpoint brings its own image tower.", "Leave out the checkpoint or {}.", "tower")
     if init_from:
         model = load_model(model_class, init_from)
     elif tower:

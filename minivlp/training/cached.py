@@ -22,7 +22,9 @@ from torch import Tensor, nn
 from minivlp.data.batch import to_tensor
 from minivlp.device import bf16_is_fast, reuse_memory
 from minivlp.device import device as best_device
+from minivlp.errors import NotFinite
 from minivlp.inference import device_of, evaluating
+from minivlp.training.checkpoint import naming
 from minivlp.training.prefetch import Prefetch
 
 GROUP = 16  # pictures in one pass: 8 to 16 were fastest on a CPU. At most this many are lost by a kill
@@ -71,7 +73,7 @@ class TokenCache:
 
         The tower always gets GROUP pictures, some of them twice if need be: products of another size may be rounded
         differently, and a resumed run, which asks for other pictures together, must find the same values.
-        Raises FloatingPointError where half precision cannot hold the tokens.
+        Raises NotFinite where half precision cannot hold the tokens.
         """
         count, device = len(pixels), device_of(self.tower)
         images = to_tensor(pixels[np.arange(GROUP) % count]).to(device)
@@ -79,7 +81,8 @@ class TokenCache:
         with evaluating(self.tower), autocast:  # the tower only: meanwhile, the rest of the model may be trained
             tokens = self.model.encode_image(images)[:count, : self.tokens].half().cpu()
         if not tokens.isfinite().all():
-            raise FloatingPointError("the tower's tokens are too large for half precision: train without a cache")
+            message = "the tower's tokens are too large for half precision, in which they would be kept."
+            raise NotFinite(message, "Train without {}.", "image_tokens")
         return tokens.numpy()
 
     def fill(self) -> None:
@@ -107,6 +110,7 @@ class TokenCache:
             return self.dataset.pixels(range(start, min(start + GROUP, count)), self.size)
 
         with (
+            naming(self.file),
             open(self.file, "r+b") as out,
             Prefetch(read, starts) as groups,
             tqdm(total=count, initial=starts.start, desc="image tokens", unit="picture", disable=not starts) as bar,

@@ -39,6 +39,7 @@ from minivlp.training.checkpoint import load_tensors, save_model, save_text, set
 from minivlp.training.loop import Settings, fit
 from minivlp.training.recipes import reads_frozen_tower
 from minivlp.training.run import RunFolder, run_identity
+from minivlp.training.tokenizer_of_run import keep_tokenizer
 
 PRETRAIN, CAPTION, FILTER = ("itc", "itm", "lm"), ("lm",), ("itc", "itm")  # losses of the stages
 NUCLEUS = DecodingConfig(top_p=0.9)  # how the paper's captioner generates
@@ -195,7 +196,8 @@ class CapFilt:
         history = fit(model, loader.batch, settings, run_dir=path.parent, identity=identity, **self.fit_options)
         if history.interrupted:
             raise KeyboardInterrupt(f"{name} was stopped; run it again to resume")
-        save_model(model, path)
+        keep_tokenizer(self.tokenizer, path.parent)
+        save_model(model, path, tokenizer=identity["tokenizer"])
         return model
 
     def _generate(self) -> list[Line]:

@@ -17,6 +17,7 @@ from minivlp.data.batch import Batch
 from minivlp.data.processes import ALONE, Processes
 from minivlp.device import bf16_is_fast, reuse_memory
 from minivlp.device import device as best_device
+from minivlp.errors import NotFinite
 from minivlp.layers.weight_files import CheckpointError
 from minivlp.training.accumulation import backward_in_parts
 from minivlp.training.optim import cosine, make_optimizers
@@ -72,7 +73,7 @@ def fit(
             and `validate`, `on_step`, the bar and the files are the first one's alone.
 
     The stop button (KeyboardInterrupt) ends training and keeps the history. Raises CheckpointError when `run_dir` holds
-    another run, FloatingPointError when a loss or the gradient is not finite; the weights are then those before the
+    another run, NotFinite when a loss or the gradient is not finite; the weights are then those before the
     step.
     """
     device = torch.device(device or processes.device or best_device())
@@ -164,7 +165,7 @@ def train_step(
     values = dict(zip(("loss", *terms, "gradient"), on_device.tolist(), strict=True))
     if not all(math.isfinite(value) for value in values.values()):
         parts = ", ".join(f"{name} {value:.3g}" for name, value in values.items())
-        raise FloatingPointError(f"not finite at step {step}: {parts}. Lower the learning rate")
+        raise NotFinite(f"not finite at step {step}: {parts}.", "Lower the learning rate: {}.", "Settings.lr")
     for optimizer in optimizers:
         optimizer.step()
     if hasattr(model, "after_step"):
