@@ -211,6 +211,7 @@ class Distributed(Processes):
             self.barrier()
 
     def on_first(self, call: Callable[[], Result]) -> Result:
+        self.barrier()  # so that no other process still reads what the call will write
         result, problem = None, None
         if self.rank == 0:
             try:

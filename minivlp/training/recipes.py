@@ -16,6 +16,7 @@ from typing import Any
 from minivlp.data.batch import Batch
 from minivlp.data.loading import Loader
 from minivlp.data.noise import NoisyCaptions
+from minivlp.data.processes import ALONE, Processes
 from minivlp.data.text import SpecialTokens, content_free_ids
 from minivlp.layers.transformer import BlockConfig
 from minivlp.models import xvlm
@@ -124,24 +125,33 @@ class Recipe:
         return replace(self, batch_size=batch_size, steps=self.steps if steps is None else steps, epochs=None)
 
     def batches(
-        self, dataset: Any, tokenizer: Any, seed: int = 0, *, model: Any = None, cache_dir: Path | str | None = None
+        self,
+        dataset: Any,
+        tokenizer: Any,
+        seed: int = 0,
+        *,
+        model: Any = None,
+        cache_dir: Path | str | None = None,
+        processes: Processes = ALONE,
     ) -> Callable[[int], Batch]:
         """The batch of a training step, for `fit`.
 
         model: the model that is to be trained. Images then have its size, and texts are cut to its context length. If
         its image tower is frozen, the tower runs once per image, and batches hold its output in place of the images.
         cache_dir: a folder for that output, which later runs then reuse; None keeps it in memory.
+        processes: those that train together; each gets its rows, and the first one fills the folder.
         Raises ValueError where `Loader` and `token_cache` do.
         """
         if self.noise:
             dataset = NoisyCaptions(dataset, self.noise, seed)
-        options: dict[str, Any] = {"seed": seed, "negative_captions": self.negative_captions}
+        options: dict[str, Any] = {"seed": seed, "negative_captions": self.negative_captions, "processes": processes}
         size = self.size
         if model is not None:
             size = model.config.image.image_size
             options["max_tokens"] = model.config.text.context_length
             if reads_frozen_tower(model):
-                options["image_tokens"] = token_cache(model, dataset, cache_dir)
+                with processes.first_in_line():
+                    options["image_tokens"] = token_cache(model, dataset, cache_dir)
         loader = partial(Loader, dataset, tokenizer, self.batch_size, size, **options)
         regions = loader(regions_per_image=self.regions_per_image, kinds=self.kinds)
         if not self.pairs_between:
