@@ -160,6 +160,8 @@ def clean_caption(caption: Any) -> str:
 
 def _is_list_in_disguise(caption: str) -> bool:
     """Whether the text is a list, tuple or dictionary of texts, printed by Python, NumPy or as JSON."""
+    if caption[-1] not in "])}":
+        return False
     inner = re.sub(r"^array\((.*?)(, dtype=\w+)?\)$", r"\1", caption)
     if inner[:1] + inner[-1:] not in ("[]", "()", "{}"):
         return False

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from minivlp.data.layouts.columns import check_columns
+from minivlp.data.layouts.columns import HARMLESS, check_columns
 from minivlp.data.layouts.entries import (
     SPLIT_NAMES,
     Entry,
@@ -28,8 +28,9 @@ from minivlp.data.validation import (
     in_pixels,
 )
 
-_IMAGE_KEYS, _CAPTION_KEYS = {"file_name", "width", "height", "id"}, {"image_id", "caption", "id"}
-_BOX_KEYS = {"image_id", "category_id", "bbox", "iscrowd", "id"}
+_IMAGE_KEYS = HARMLESS | {"file_name", "width", "height", "id"}
+_CAPTION_KEYS = HARMLESS | {"image_id", "caption", "id"}
+_BOX_KEYS = HARMLESS | {"image_id", "category_id", "bbox", "iscrowd", "id"}
 # Annotations that COCO publishes beside captions and instances, which no model here learns from.
 _NOT_READ = ("person_keypoints", "panoptic", "stuff", "image_info", "deprecated")
 
@@ -84,8 +85,8 @@ def _coco_items(path: Path, data: Any, key: str, report: Report) -> Iterator[tup
         yield f"{short} {key}[{number}]", item
 
 
-def _check_keys(item: Any, known: set[str], where: str, report: Report) -> None:
-    if require_object(item).keys() - known:
+def _check_keys(item: Any, known: frozenset[str], where: str, report: Report) -> None:
+    if not require_object(item).keys() <= known:
         check_columns(item, [(key,) for key in known], where, report)
 
 

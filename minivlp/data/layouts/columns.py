@@ -80,7 +80,6 @@ def check_columns(
     """
     groups = list(groups)
     read = {key for group in groups if (key := first_of(item, group)) is not None}
-    file = re.sub(r" (row \d|\w*\[\d).*", "", where)
     for key, value in item.items():
         if key in read or _says_nothing(value) or _is_harmless(key):
             continue
@@ -88,7 +87,7 @@ def check_columns(
         instead = next((name for group in groups if key in group and (name := first_of(item, group)) != key), None)
         if instead is not None:
             if value != item[instead]:
-                report.note(f"{file}: column {full!r} is not read where there is {instead!r}", where)
+                report.note(f"{_file_of(where)}: column {full!r} is not read where there is {instead!r}", where)
             continue
         if language != "en" and key in (*CAPTION, *PHRASE):
             continue
@@ -98,11 +97,16 @@ def check_columns(
             several = " Several captions of a picture are a list in `captions`, or one to a row."
             remedy = f"Column {full!r} is not known: did you mean {near!r}? Rename it, or delete it."
             raise EntryError("unknown column", remedy + (several if near in CAPTION else ""))
-        report.note(f"{file}: column {full!r} is not read", where)
+        report.note(f"{_file_of(where)}: column {full!r} is not read", where)
+
+
+def _file_of(where: str) -> str:
+    """The file of a place such as "captions.csv row 3" or "captions.json images[2]"."""
+    return re.sub(r" (row \d|\w*\[\d).*", "", where)
 
 
 def _says_nothing(value: Any) -> bool:
-    return value is None or (isinstance(value, str | list | dict) and not value) or value == ""
+    return value is None or (isinstance(value, str | list | dict) and not value)
 
 
 @lru_cache(maxsize=1000)

@@ -41,7 +41,9 @@ def flickr_file(root: Path) -> Path | None:
 def _files_like(root: Path, pattern: str) -> list[Path]:
     """The files of captions of one form, here or one folder down."""
     found = sorted(root.glob(pattern)) + sorted(root.glob(f"*/{pattern}"))
-    return [path for path in found if path.is_file() and "lemma" not in path.name and not is_leftover(path)]
+    others = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json")  # of Hugging Face
+    found = [path for path in found if "lemma" not in path.name and path.name not in others]
+    return [path for path in found if path.is_file() and not is_leftover(path)]
 
 
 def _has_pictures(file: Path, root: Path) -> bool:
