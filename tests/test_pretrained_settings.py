@@ -333,13 +333,48 @@ def test_settings_of_transformers_that_nobody_knows_are_refused(clip_folder, cha
     assert str(clip_folder) in str(raised.value)
 
 
+# what transformers 4 wrote into every object of a config.json
+OLD_KEYS = """_commit_hash
+_name_or_path add_cross_attention architectures bad_words_ids begin_suppress_tokens bos_token_id
+chunk_size_feed_forward cross_attention_hidden_size decoder_start_token_id diversity_penalty do_sample early_stopping
+encoder_no_repeat_ngram_size eos_token_id exponential_decay_length_penalty finetuning_task forced_bos_token_id
+forced_eos_token_id id2label initializer_factor is_decoder is_encoder_decoder label2id length_penalty max_length
+min_length model_type no_repeat_ngram_size num_beam_groups num_beams num_return_sequences output_attentions
+output_hidden_states output_scores pad_token_id prefix problem_type pruned_heads remove_invalid_values
+repetition_penalty return_dict return_dict_in_generate sep_token_id suppress_tokens task_specific_params temperature
+tf_legacy_loss tie_encoder_decoder tie_word_embeddings tokenizer_class top_k top_p torch_dtype torchscript
+transformers_version typical_p use_bfloat16 use_cache"""
+
+
+def test_the_keys_of_old_transformers_files_are_harmless():
+    """Also those of the published CLIP, BLIP and ViLT; a released file would otherwise be refused."""
+    assert not set(OLD_KEYS.split()) - HARMLESS["transformers"]
+
+
+def test_of_two_objects_for_one_tower_that_counts_which_transformers_takes(double, tmp_path):
+    """OpenAI's larger models have both, and the second one may leave keys out."""
+    reference = small_clip()
+    reference.save_pretrained(tmp_path)
+
+    def move(settings):
+        vision = settings.pop("vision_config")
+        kept = {k: vision[k] for k in ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers")}
+        settings["vision_config_dict"] = {**kept, "patch_size": 8, "image_size": 32}
+        settings["vision_config"] = {"hidden_act": "gelu", "patch_size": 4}
+
+    edited(tmp_path / "config.json", move)
+    expected = transformers.CLIPConfig.from_pretrained(tmp_path).vision_config
+    image = load("clip", tmp_path).model.config.image
+    assert (image.patch_size, image.block.activation) == (expected.patch_size, expected.hidden_act) == (8, "quick_gelu")
+
+
 @pytest.mark.parametrize(
     ("kind", "family", "part", "key", "value"),
     [
         ("ViltForMaskedLM", "vilt", None, "qkv_bias", False),
         ("ViltForMaskedLM", "vilt", None, "max_image_length", 200),
         ("ViltForMaskedLM", "vilt", None, "relative_positions", True),
-        ("BlipForImageTextRetrieval", "blip", "text_config", "encoder_hidden_size", 64),
+        ("BlipForImageTextRetrieval", "blip", "text_config", "position_embedding_type", "relative_key"),
         ("BlipForImageTextRetrieval", "blip", "vision_config", "layer_scale", 0.1),
     ],
 )
@@ -784,3 +819,6 @@ def test_our_own_folders_still_load(tmp_path):
     save_pretrained(model, tmp_path)
     images = torch.rand(1, 3, 64, 64)
     assert torch.equal(load("clip", tmp_path).model.embed_images(images), model.embed_images(images))
+    edited(tmp_path / "config.json", lambda s: s.update(adapter="lora"))
+    with pytest.raises(CheckpointError, match="settings that we do not know: adapter"):
+        load("clip", tmp_path)

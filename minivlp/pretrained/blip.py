@@ -68,7 +68,8 @@ def transformers_config(tensors: dict[str, Tensor], settings: dict[str, Any]) ->
     """From transformers' config.json. Raises CheckpointError for settings that we do not know or cannot express."""
     top, image, text = sections = transformers_sections("BlipConfig", settings, "vision_config", "text_config")
     image.only("num_channels", 3)
-    text.only("encoder_hidden_size", image.integer("hidden_size"))
+    text("encoder_hidden_size")  # transformers takes the image tower's width instead
+    text.only("position_embedding_type", "absolute")
     text_block = replace(transformers_block(text), norm_first=False)
     vocabulary, length = text.integer("vocab_size"), text.integer("max_position_embeddings")
     first = text("bos_token_id")

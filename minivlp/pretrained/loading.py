@@ -302,11 +302,11 @@ def from_release(
         config = replace(config, momentum=None)  # released momentum models are not read: only training needs them
     resized = with_image_size(config, image_size)
     with without_random_init():
-        model = kind(resized)
+        model = built(kind, resized, files.source)
     found, missing = translate(release, files.tensors, model, files.source)
     fit_positions(found, config.image, resized.image, release.interpolation)
     if missing:  # these parts keep a fresh model's weights, which have to be random
-        model = kind(resized)
+        model = built(kind, resized, files.source)
     return model, weights(model) | found, missing, inputs
 
 
@@ -318,15 +318,28 @@ def from_ours(
     kind = next((kind for kind in paper.related_classes() if kind.__name__ == name), None)
     if kind is None:
         raise CheckpointError(f"{files.source} holds {name}, not {paper.model_class().__name__}")
+    if unknown := files.settings.keys() - {"minivlp", "config", "missing"}:
+        raise CheckpointError(
+            f"{files.source}: its config.json has settings that we do not know: {', '.join(sorted(unknown))}. Was it "
+            "written by a later version of minivlp? Update, or remove them"
+        )
     try:
         config = config or build_config(kind.Config, files.settings["config"])
     except (TypeError, KeyError) as error:
         raise CheckpointError(f"{files.source}: its config does not fit {kind.Config.__name__} ({error})") from None
     resized = with_image_size(config, image_size)
     with without_random_init():
-        model = kind(resized)
+        model = built(kind, resized, files.source)
     fit_positions(files.tensors, config.image, resized.image)
     return model, files.tensors
+
+
+def built(kind: type[nn.Module], config: Any, source: str) -> nn.Module:
+    """The model of a config. Raises CheckpointError, naming the checkpoint, for sizes that do not go together."""
+    try:
+        return kind(config)
+    except (ValueError, TypeError, ZeroDivisionError) as error:
+        raise CheckpointError(f"{source}: its settings make no {kind.__name__}: {error}") from None
 
 
 def with_image_size(config: Any, image_size: int | Size | None) -> Any:

@@ -179,7 +179,7 @@ def transformers_sections(kind: str, settings: Mapping[str, Any], *parts: str) -
             "family? Load it by that name"
         )
     given = {}
-    for part in parts:  # older files have a second object for the same, which counts
+    for part in parts:  # older files have a second object for the same
         for key in (part, f"{part}_dict"):
             values = settings.get(key)
             given[part] = {**given.get(part, {}), **Section(f"{where}, {key}", {} if values is None else values).given}
@@ -190,5 +190,8 @@ def transformers_sections(kind: str, settings: Mapping[str, Any], *parts: str) -
         raise CheckpointError(
             f"{where}: transformers' {kind} refuses it ({reason}). Correct it, or {GIVE_CONFIG}"
         ) from None
-    top = Section(where, {k: v for k, v in settings.items() if k not in parts}, theirs.to_dict())
-    return [top, *(Section(f"{where}, {part}", given[part], getattr(theirs, part).to_dict()) for part in parts)]
+    sections = [Section(where, {k: v for k, v in settings.items() if k not in parts})]
+    sections += [Section(f"{where}, {part}", given[part]) for part in parts]
+    for section, effective in zip(sections, (theirs, *(getattr(theirs, part) for part in parts)), strict=True):
+        section.values |= effective.to_dict()  # which of two objects counts, transformers decides
+    return sections
