@@ -59,6 +59,27 @@ def whole(chosen, candidates, words):
 # ------------------------------------------------------------------------------------------------- which are chosen
 
 
+@pytest.mark.parametrize("kind", [TokenMasking, WordMasking, SpanMasking])
+def test_tokens_that_are_masked_alone_are_asked_for_without_any_others(kind):
+    some = texts()
+    asked = torch.isin(some.ids, torch.tensor([11, 14]))
+    has = asked.any(dim=1)
+    chosen = kind(0.4, MASK, SPECIAL, alone=(11, 14)).choose(some, seeded())
+    only_these = (chosen == asked).all(dim=1) & has
+    assert 0.35 < only_these[has].float().mean() < 0.65  # half of the texts that have one
+    assert not (chosen & asked)[~only_these].any()  # the others never ask for them
+    without = chosen[~has].float().sum() / maskable(some, SPECIAL)[~has].sum()
+    assert without > 0.2  # texts without such a token are masked as usual
+
+
+def test_without_tokens_to_be_masked_alone_the_choice_is_as_before():
+    some = texts()
+    none_of_these = TokenMasking(0.4, MASK, SPECIAL, alone=(999,))
+    assert none_of_these.choose(some, seeded()).float().mean() == pytest.approx(
+        TokenMasking(0.4, MASK, SPECIAL).choose(some, seeded()).float().mean().item(), abs=0.02
+    )
+
+
 def test_padding_is_never_chosen_and_special_tokens_as_each_paper_says():
     text = texts()
     bert, albef = maskable(text, (CLS, SEP)), maskable(text, (CLS,))

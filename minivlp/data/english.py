@@ -8,6 +8,7 @@ from minivlp.data.grammar import COLORS, OBJECTS, SHAPES, SIZES, Facts, Mention
 
 COUNTS = {1: "one", 2: "two", 3: "three"}
 RELATIONS = {"left": "left of", "right": "right of", "above": "above", "below": "below"}
+RELATION_WORDS = ("left", "right", "above", "below")
 YES, NO = "yes", "no"
 # Words that grammar requires, or that any caption may contain: the picture does not help to predict them.
 FUNCTION_WORDS = frozenset("a an the of to in on at is are and with there it this that picture photo image".split())
@@ -69,6 +70,7 @@ def parse(caption: str) -> Facts | None:
 
 _NOUNS = {(noun, 1): noun for noun in SHAPES + OBJECTS}
 _NOUNS |= {(plural(noun), count): noun for noun in SHAPES + OBJECTS for count in (2, 3)}
+NOUNS = frozenset(word for word, _ in _NOUNS)  # all forms in which captions name an object
 _DETERMINERS = {"a": 1, "an": 1, "the": 1} | {word: count for count, word in COUNTS.items()}
 
 

@@ -111,12 +111,19 @@ def special_ids(tokenizer: Any) -> set[int]:
 def content_free_ids(tokenizer: Any, words: Iterable[str] = FUNCTION_WORDS) -> tuple[int, ...]:
     """The ids that say nothing about an image, sorted: all special tokens, and `words` that are single tokens.
 
-    Masked language modeling leaves them out: their prediction needs grammar, not the image. A word counts in the forms
-    in which the tokenizer writes it: at the start of a text, after a space, and capitalized.
+    Masked language modeling leaves them out: their prediction needs grammar, not the image.
+    """
+    return tuple(sorted(special_ids(tokenizer).union(word_ids(tokenizer, words))))
+
+
+def word_ids(tokenizer: Any, words: Iterable[str]) -> tuple[int, ...]:
+    """The ids of those `words` that are single tokens, sorted.
+
+    A word counts in the forms in which the tokenizer writes it: at the start of a text, after a space, and capitalized.
     """
     forms = [form for word in words for form in (word, f" {word}", word.capitalize(), f" {word.capitalize()}")]
     rows = tokenizer(forms, add_special_tokens=False)["input_ids"] if forms else []
-    return tuple(sorted(special_ids(tokenizer) | {row[0] for row in rows if len(row) == 1}))
+    return tuple(sorted({row[0] for row in rows if len(row) == 1}))
 
 
 def group_words(tokenizer: Any, ids: Iterable[int] | Tensor) -> list[tuple[str, list[int]]]:

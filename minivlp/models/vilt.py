@@ -38,6 +38,7 @@ from minivlp.layers.embeddings import ImageConfig, TextConfig
 from minivlp.layers.heads import MaskedLMHead, MatchingHead, Pooler, to_float32
 from minivlp.layers.single_stream import BERT_EPS, JointImage, ViLTStream
 from minivlp.layers.transformer import BlockConfig
+from minivlp.layers.weights import copy_parts
 from minivlp.models.pretraining import Encoded, PretrainingModel
 from minivlp.models.verbs import FIRST
 from minivlp.objectives.alignment import Alignment, inner_words, word_patch_alignment
@@ -269,6 +270,10 @@ class ViLT(PretrainingModel):
         labels = (255 * colors).long().flatten(2).transpose(1, 2)  # (B, P, 3)
         return self.patch_head(fused[predicted]).unflatten(-1, (3, 256)), labels[predicted]
 
-    def init_from(self, towers: nn.Module) -> None:
-        """Start from trained towers: see `ViLTStream.init_from`."""
-        self.joint.init_from(towers)
+    def init_from(self, start: nn.Module) -> None:
+        """Start from trained towers (see `ViLTStream.init_from`), or from a `GroundedStream`, with its head of masked
+        words. Raises ValueError when sizes differ."""
+        if hasattr(start, "joint"):
+            copy_parts({"joint": start.joint, "mlm_head": start.mlm_head}, self)
+        else:
+            self.joint.init_from(start)

@@ -266,19 +266,30 @@ class VLMo(ContrastiveVerbs, MatchingVerbs, MaskedLMVerbs, PretrainingModel):
         labels = labels[asked]
         return MLM_WEIGHT * encoded.share(masked_loss(self.mlm_head(tokens[asked]), labels), len(labels))
 
-    def init_from(self, towers: nn.Module) -> None:
-        """Begin with a trained image tower, as the paper begins with BEiT, and with its text tower's token embedding.
+    def init_from(self, start: nn.Module) -> None:
+        """Begin with trained weights, as the paper begins with BEiT's. Raises ValueError when sizes or positions differ.
 
-        `towers` has an `ImageEncoder` as `image` and a `TextEncoder` as `text`, such as `XVLM`. Its image blocks become
-        the attention and the image experts of our lowest layers. Raises ValueError when sizes or positions differ.
+        Towers, an `ImageEncoder` as `image` and a `TextEncoder` as `text`, such as `XVLM`: the image blocks become the
+        attention and the image experts of our lowest layers; of the text, the token embedding is used. A single stream
+        (`GroundedStream`): every expert begins as a copy of its layer's feed-forward layer, so image and text together
+        are computed as there.
         """
-        image, expert = towers.image, "shared" if self.config.shared_expert else "image"
-        if not image.config.sincos_positions or not self.config.image.sincos_positions:
-            raise ValueError("these towers have other positions than VLMo: both need sine-cosine positions")
-        parts = {"joint.image_embed": image.embed, "joint.text_embed": towers.text.embed}
-        for layer, block in enumerate(image.blocks[: len(self.joint.blocks)]):
-            ours = {"feed_norm": f"experts.{expert}.norm", "feed_forward": f"experts.{expert}.feed_forward"}
-            parts |= {f"joint.blocks.{layer}.{ours.get(name, name)}": part for name, part in block.named_children()}
+        if hasattr(start, "joint"):
+            blocks, embed = start.joint.blocks, {"image": start.joint.image_embed, "text": start.joint.text_embed}
+            experts = ("text", "image", "vl", "shared")
+            parts = {"joint.token_type": start.joint.token_type, "joint.norm": start.joint.norm}
+            parts["mlm_head"] = start.mlm_head
+        else:
+            blocks, embed = start.image.blocks, {"image": start.image.embed, "text": start.text.embed}
+            experts, parts = ("image", "shared"), {}
+        if not embed["image"].config.sincos_positions or not self.config.image.sincos_positions:
+            raise ValueError("this start has other positions than VLMo: both need sine-cosine positions")
+        parts |= {"joint.image_embed": embed["image"], "joint.text_embed": embed["text"]}
+        for ours, (layer, theirs) in zip(self.joint.blocks, enumerate(blocks), strict=False):
+            own = {"feed_norm": [f"experts.{name}.norm" for name in ours.experts if name in experts]}
+            own["feed_forward"] = [f"experts.{name}.feed_forward" for name in ours.experts if name in experts]
+            for name, part in theirs.named_children():
+                parts |= {f"joint.blocks.{layer}.{place}": part for place in own.get(name, [name])}
         copy_parts(parts, self)
 
     @staticmethod

@@ -14,15 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from minivlp.data.batch import Batch
+from minivlp.data.english import RELATION_WORDS
 from minivlp.data.loading import Loader
 from minivlp.data.noise import NoisyCaptions
 from minivlp.data.processes import ALONE, Processes
-from minivlp.data.text import SpecialTokens, content_free_ids
+from minivlp.data.text import SpecialTokens, content_free_ids, word_ids
 from minivlp.layers.transformer import BlockConfig
 from minivlp.models import xvlm
 from minivlp.objectives.masking import WordDropout
 from minivlp.training.cached import token_cache
-from minivlp.training.checkpoint import TOWERS, bundled, init_from, load_model
+from minivlp.training.checkpoint import TOWERS, bundled, init_from, load_model, load_tensors
+from minivlp.training.grounded_stream import GroundedStream
 from minivlp.training.loop import Settings
 
 
@@ -37,7 +39,8 @@ class Recipe:
     init_from: bundled checkpoint whose towers initialize the model, as DeiT and BERT do in the papers; None is random.
     init_parts: prefixes of the parameter names that are taken from it. frozen: parts of the model that are not trained.
     mask_rate: share of the tokens that masked language modeling predicts; None is the preset's. mask_content_only: it
-    never predicts words that say nothing about an image ("a", "of"). config: other fields of the model's config that
+    never predicts words that say nothing about an image ("a", "of"). mask_relations_alone: words such as "left" are masked
+    without any others (`TokenMasking.alone`). config: other fields of the model's config that
     differ from the preset; a mapping holds fields of the nested config of that name. epochs: passes over the pictures;
     where given, `sized` makes `steps` of it. vocabulary: most tokens of a tokenizer that is trained on the captions;
     None is a given tokenizer.
@@ -60,6 +63,7 @@ class Recipe:
     frozen: tuple[str, ...] = ()
     mask_rate: float | None = None
     mask_content_only: bool = False
+    mask_relations_alone: bool = False
     config: dict[str, Any] = field(default_factory=dict)
     epochs: int | None = None
     vocabulary: int | None = None
@@ -72,7 +76,7 @@ class Recipe:
         preset = getattr(model_class.Config, self.preset)(len(tokenizer))
         model = model_class(self._with_masking(with_ids_of(tokenizer, changed(preset, self.config)), tokenizer))
         if self.init_from and self.init_parts == TOWERS and hasattr(model, "init_from"):
-            model.init_from(load_model(xvlm.XVLM, bundled(self.init_from)))  # the model knows where each part belongs
+            model.init_from(load_start(self.init_from))  # the model knows where each part belongs
         elif self.init_from:
             init_from(model, bundled(self.init_from), self.init_parts)
         for part in self.frozen:
@@ -85,6 +89,8 @@ class Recipe:
         if self.mask_content_only:
             never = {*config.masking.never_mask, *content_free_ids(tokenizer)}
             changes["never_mask"] = tuple(sorted(never))
+        if self.mask_relations_alone:
+            changes["alone"] = word_ids(tokenizer, RELATION_WORDS)
         return replace(config, masking=replace(config.masking, **changes)) if changes else config
 
     def for_folder(self) -> Recipe:
@@ -103,6 +109,7 @@ class Recipe:
             pairs_between=self.regions_per_image > 0,
             mask_rate=None,
             mask_content_only=False,
+            mask_relations_alone=False,
             config={**self.config, "text": SMALL_SPREADS},
             epochs=12,
             vocabulary=8000,
@@ -163,6 +170,13 @@ class Recipe:
         """Settings for `fit`; the warm-up is a sixth of a short run."""
         steps = changes.get("steps", self.steps)
         return Settings(**{"steps": steps, "lr": self.lr, "warmup": min(50, steps // 6), **changes})
+
+
+def load_start(name: str) -> Any:
+    """The bundled checkpoint of this name, which models start from: two towers, or a single stream."""
+    path = bundled(name)
+    kinds = {kind.__name__: kind for kind in (xvlm.XVLM, GroundedStream)}
+    return load_model(kinds[load_tensors(path)[1]["model"]], path)
 
 
 def changed(config: Any, changes: Mapping[str, Any]) -> Any:
