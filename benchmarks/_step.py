@@ -34,12 +34,14 @@ def options(about: str, **more: int) -> argparse.Namespace:
 def race(contenders: dict[str, Contender], batch: int, rounds: int) -> None:
     """Print samples per second of each, forward, backward and AdamW, and how that compares with the first.
 
-    Rounds are interleaved, so that a busy machine slows all contenders alike, and the best round of each counts. The
+    Rounds are interleaved, so that a busy machine slows all contenders alike, and the best round of each counts. With
+    one thread on a CPU, the time is what the process itself computed: other processes disturb that less. The
     `share` column is the step's matrix products (`GFLOP`, counted by torch) per second, divided by the machine's own
     best rate in the same dtype. Torch does not count the products of a CPU's fused attention: GFLOP and share of
     contenders that use it are too low by that.
     """
     where = device()
+    clock = time.process_time if where.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
     print(f"{where}, torch {torch.__version__}, {torch.get_num_threads()} threads, batch {batch}")
     wide = max(map(len, contenders)) + 2
     work: dict[str, float] = {}
@@ -58,15 +60,15 @@ def race(contenders: dict[str, Contender], batch: int, rounds: int) -> None:
         for _ in range(rounds):
             for name, (_, loss_of) in contenders.items():
                 for _ in range(2):
-                    start = time.perf_counter()
+                    start = clock()
                     optimizers[name].zero_grad()
                     with cast:
                         loss = loss_of()
                     loss.backward()
                     optimizers[name].step()
                     synchronize(where)
-                    times[name] = min(times.get(name, 1e9), time.perf_counter() - start)
-        rate = matmul_rate(dtype, where)
+                    times[name] = min(times.get(name, 1e9), clock() - start)
+        rate = matmul_rate(dtype, where, clock)
         print(f"\n{dtype}: the machine's own matmul rate is {rate / 1e9:.0f} GFLOP/s")
         print(f"{'':{wide}}{'samples/s':>10}{'ratio':>8}{'GFLOP':>8}{'share':>8}")
         first = next(iter(times.values()))
@@ -97,14 +99,14 @@ def dtypes(where: torch.device) -> list[torch.dtype]:
     return [torch.float32] + ([torch.bfloat16] if bf16_is_fast(where) else [])
 
 
-def matmul_rate(dtype: torch.dtype, where: torch.device) -> float:
+def matmul_rate(dtype: torch.dtype, where: torch.device, clock: Callable[[], float]) -> float:
     """Best floating-point operations per second of one square product."""
     a, best = torch.randn(1024, 1024, device=where, dtype=dtype), 0.0
     for _ in range(12):
-        start = time.perf_counter()
+        start = clock()
         a @ a
         synchronize(where)
-        best = max(best, 2 * 1024**3 / (time.perf_counter() - start))
+        best = max(best, 2 * 1024**3 / (clock() - start))
     return best
 
 
