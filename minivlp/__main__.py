@@ -378,7 +378,7 @@ def train_with(options: argparse.Namespace, processes: Any) -> None:
         identity["options"]["local_negatives"] = True
     data = {"from": options.data, **identity["data"]}
     if options.start:
-        say_what_it_was_trained_on(options.start, data)
+        say_what_it_was_trained_on(options.start, data, training_split=True)
     run = RunFolder(out, {**identity, **model_identity(model, settings)})
     with processes.opened_by_first(run):  # before the tower's long work
         processes.on_first(lambda: keep_tokenizer(tokenizer, out))
@@ -442,7 +442,8 @@ def evaluate(options: argparse.Namespace) -> None:
         splits = splits[:1]
     dataset = open_first(options, splits, size=max(model.config.image.size))
     print(f"{path} on {dataset!r}")
-    say_what_it_was_trained_on(path, {"from": options.data, **data_fingerprint(dataset)})
+    data = {"from": options.data, **data_fingerprint(dataset)}
+    say_what_it_was_trained_on(path, data, training_split=options.split == "train")
     print()
     print(measure(model, dataset, tokenizer))
     say_what_is_not_trained(model)
@@ -458,8 +459,11 @@ def say_what_is_not_trained(model: Any) -> list[str]:
     return verbs
 
 
-def say_what_it_was_trained_on(checkpoint: Path, data: dict[str, str]) -> None:
-    """One line that compares these data with those that a checkpoint notes; nothing if it notes none."""
+def say_what_it_was_trained_on(checkpoint: Path, data: dict[str, str], training_split: bool) -> None:
+    """One line that compares these data with those that a checkpoint notes; nothing if it notes none.
+
+    training_split: whether these data would have to be the same if nothing has changed.
+    """
     from minivlp.training.checkpoint import read_notes
 
     known = read_notes(checkpoint).get("data")
@@ -468,7 +472,8 @@ def say_what_it_was_trained_on(checkpoint: Path, data: dict[str, str]) -> None:
     if known["hash"] == data["hash"]:
         print(f"the weights were trained on these very data ({known['description']})")
     else:
-        print(f"the weights were trained on other data: {known['description']} of {known['from']}")
+        other = "other data: " if training_split or known["from"] != data["from"] else ""
+        print(f"the weights were trained on {other}{known['description']} of {known['from']}")
 
 
 def describe(options: argparse.Namespace) -> None:
@@ -494,6 +499,8 @@ def describe(options: argparse.Namespace) -> None:
 
 def describe_tokens(dataset: Any, tokenizer_name: str | None) -> None:
     """Print how long the texts are as tokens, and warn of what is lost when they are cut as `train` cuts them."""
+    import torch
+
     from minivlp.data.loading import MAX_TOKENS
     from minivlp.data.lost_text import check_texts
     from minivlp.data.text import tokenize
@@ -505,7 +512,10 @@ def describe_tokens(dataset: Any, tokenizer_name: str | None) -> None:
     phrases = [region.phrase for row in rows for region in dataset.regions(row)]
     for what, texts in (("captions", captions), ("phrases", phrases)):
         if texts:
-            lengths = tokenize(tokenizer, texts, LONGEST_TEXT).mask.sum(1)
+            parts = [
+                texts[start : start + 10_000] for start in range(0, len(texts), 10_000)
+            ]  # long texts pad all others
+            lengths = torch.cat([tokenize(tokenizer, part, LONGEST_TEXT).mask.sum(1) for part in parts])
             print(
                 f"{what}: {lengths.min()} to {lengths.max()} tokens each, {lengths.median()} in the middle, by {name}"
             )

@@ -137,7 +137,7 @@ def _read(image: Image.Image, smallest: int | None) -> Image.Image:
 
 
 def _broken(error: Exception, picture: Any = None) -> PictureError:
-    """What is wrong with the picture. Raises the error again where the machine lacks something: no reason to skip it."""
+    """What is wrong with the picture. Raises the error again where the machine lacks something: nothing to skip."""
     if isinstance(error, MemoryError) or getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
         raise error
     if isinstance(error, UnidentifiedImageError):
