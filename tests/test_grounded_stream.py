@@ -1,4 +1,4 @@
-"""The single stream that ViLT and VLMo start from: nouns and their boxes, both losses, and what a start carries over."""
+"""The single stream that ViLT and VLMo start from: nouns and their boxes, its losses, what a start carries over."""
 
 from dataclasses import replace
 

@@ -267,12 +267,12 @@ class VLMo(ContrastiveVerbs, MatchingVerbs, MaskedLMVerbs, PretrainingModel):
         return MLM_WEIGHT * encoded.share(masked_loss(self.mlm_head(tokens[asked]), labels), len(labels))
 
     def init_from(self, start: nn.Module) -> None:
-        """Begin with trained weights, as the paper begins with BEiT's. Raises ValueError when sizes or positions differ.
+        """Begin with trained weights, as the paper begins with BEiT's.
 
         Towers, an `ImageEncoder` as `image` and a `TextEncoder` as `text`, such as `XVLM`: the image blocks become the
         attention and the image experts of our lowest layers; of the text, the token embedding is used. A single stream
         (`GroundedStream`): every expert begins as a copy of its layer's feed-forward layer, so image and text together
-        are computed as there.
+        are computed as there. Raises ValueError when sizes or positions differ.
         """
         if hasattr(start, "joint"):
             blocks, embed = start.joint.blocks, {"image": start.joint.image_embed, "text": start.joint.text_embed}

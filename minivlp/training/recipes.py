@@ -39,9 +39,9 @@ class Recipe:
     init_from: bundled checkpoint whose towers initialize the model, as DeiT and BERT do in the papers; None is random.
     init_parts: prefixes of the parameter names that are taken from it. frozen: parts of the model that are not trained.
     mask_rate: share of the tokens that masked language modeling predicts; None is the preset's. mask_content_only: it
-    never predicts words that say nothing about an image ("a", "of"). mask_relations_alone: words such as "left" are masked
-    without any others (`TokenMasking.alone`). config: other fields of the model's config that
-    differ from the preset; a mapping holds fields of the nested config of that name. epochs: passes over the pictures;
+    never predicts words that say nothing about an image ("a", "of"). mask_relations_alone: words such as "left" are
+    masked without any others (`TokenMasking.alone`). config: other fields of the model's config that differ from the
+    preset; a mapping holds fields of the nested config of that name. epochs: passes over the pictures;
     where given, `sized` makes `steps` of it. vocabulary: most tokens of a tokenizer that is trained on the captions;
     None is a given tokenizer.
     """
