@@ -651,6 +651,14 @@ def test_near_names_are_suggested_for_missing_pictures(tmp_path, there, named, d
     assert "row 1: missing image" in message and difference in message and repr(f"pics/{there}") in message
 
 
+def test_a_captions_file_beside_its_pictures(tmp_path):
+    root = flickr8k(tmp_path)
+    (root / "Flickr8k_Dataset/Flicker8k_Dataset").rename(root / "Flicker8k_Dataset")
+    with pytest.raises(DataError, match="missing image.*It lies beside, in .*Flicker8k_Dataset: name the folder above"):
+        open_folder(f"flickr:{root / 'Flickr8k_text/Flickr8k.token.txt'}")
+    assert len(open_folder(f"flickr:{root}")) == 6
+
+
 def test_nothing_is_suggested_for_another_name(tmp_path):
     picture(tmp_path / "dog.jpg")
     with pytest.raises(DataError, match="missing image.*Put it there, fix the name or delete the row"):

@@ -21,7 +21,7 @@ from minivlp.data.batch import Region
 from minivlp.data.layouts import Entry
 from minivlp.data.layouts.published import MISSING, is_leftover, without_picture_folders
 from minivlp.data.threads import THREADS
-from minivlp.data.validation import EntryError, Report, image_size, read_image, to_fractions
+from minivlp.data.validation import EntryError, Report, StoredFile, image_size, read_image, to_fractions
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Row:
     `size` is the (width, height) in pixels that its boxes refer to, or None without boxes.
     """
 
-    file: Path
+    file: Path | StoredFile
     captions: tuple[str, ...]
     regions: tuple[Region, ...]
     image_id: int
@@ -47,9 +47,13 @@ def split_by_hash(entries: Sequence[Entry]) -> None:
     if any(entry.split for entry in entries):
         return
     for entry in entries:
-        digest = hashlib.sha256(os.path.basename(entry.name).encode()).digest()
-        tenth = int.from_bytes(digest[:4], "big") % 10
-        entry.split = "train" if tenth < 8 else "validation" if tenth == 8 else "test"
+        entry.split = split_of(os.path.basename(entry.name))
+
+
+def split_of(name: str) -> str:
+    """The split of a picture of this name, where the data do not say one."""
+    tenth = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") % 10
+    return "train" if tenth < 8 else "validation" if tenth == 8 else "test"
 
 
 def make_rows(entries: Sequence[Entry], root: Path, report: Report, subset: int | None, seed: int) -> list[Row]:
@@ -105,6 +109,7 @@ class _Finder:
         self.root, self.report = root, report
         self.paths: dict[str, list[str]] | None = None  # base name -> paths; filled when first needed
         self.alike: dict[str, list[str]] | None = None  # what names have in common -> paths; for suggestions
+        self.siblings: list[str] | None = None
 
     def find(self, name: str) -> Path:
         """The path of the image. Raises an EntryError if there is none, or more than one."""
@@ -146,10 +151,21 @@ class _Finder:
                     self.alike.setdefault(_alike(path), []).append(path)
         near = self.alike.get(_alike(name), ())
         if not near:
-            return ""
+            beside = next((folder for folder in self._beside() if os.path.isfile(os.path.join(folder, name))), None)
+            return f"It lies beside, in {beside}: name the folder above both." if beside else ""
         others = [os.path.relpath(path, self.root) for path in near[:2]]
         difference = f" ({_difference(name, near[0])})" if len(near) == 1 else ""
         return f"Did you mean {' or '.join(map(repr, others))}{difference}? Names must be the same, letter by letter."
+
+    def _beside(self) -> list[str]:
+        """The folders beside this one, where captions and pictures were unpacked apart; none if there are too many."""
+        if self.siblings is None:
+            try:
+                items = list(os.scandir(self.root.absolute().parent))
+            except OSError:
+                items = []
+            self.siblings = [item.path for item in items if item.is_dir()] if len(items) <= 100 else []
+        return self.siblings
 
     def _walk(self, folder: str, depth: int) -> None:
         try:
