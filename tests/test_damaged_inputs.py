@@ -63,7 +63,7 @@ image_damage = st.one_of(
 # ---- damage to a caption, a box, a line --------------------------------------------------------------------------
 
 bad_caption = st.sampled_from(
-    ["", "   ", "word " * 20_000, None, 7, ["nested"], {"a": 1}, "half \ud800 a pair", "a\0b"]
+    ["", "   ", "word " * 20_000, None, 7, ["nested"], {"a": 1}, "half \ud800 a pair", "a\0b", "['a dog', 'a cat']"]
 )
 number = st.one_of(st.integers(-50, 80), st.floats(-50, 80, allow_nan=False))
 bad_corners = st.one_of(  # of an image of 32 x 24 pixels
@@ -249,6 +249,27 @@ def test_damaged_boxes(i, corners, layout):
             data["annotations"][i]["bbox"] = box
             (root / "annotations/instances_x.json").write_text(json.dumps(data))
             judge(root, f"instances_x.json annotations[{i}]", bare=frozenset({i}))
+
+
+bad_objects = st.sampled_from([  # in place of one object with a box and a name
+    {"bbox": [[0, 0, 16]], "categories": ["a half"]}, {"bbox": [[0, 0, 16, 0]], "categories": ["a half"]},
+    {"bbox": [[0, 0, 40, 24]], "categories": ["a half"]}, {"bbox": [[0, 0, 0.5, 1]], "categories": ["a half"]},
+    {"bbox": [[0, 0, 16, 24]], "categories": [1]}, {"bbox": [[0, 0, 16, 24]], "categories": [""]},
+    {"bbox": [[0, 0, 16, 24]], "categories": [None]}, {"bbox": [[0, 0, 16, 24]]}, {"bbox": [None], "categories": ["x"]},
+    [{"bbox": [0, 0, 16, 24]}], [{"category": "a half"}], ["a half"], [{"xyxy": [16, 0, 0, 24], "category": "a half"}],
+])  # fmt: skip
+
+
+@given(which, bad_objects)
+@damaged(30)
+def test_damaged_objects(i, objects):
+    with fresh() as root:
+        file = write(root, "jsonl")
+        sound = {"bbox": [[0, 0, 16, 24]], "categories": ["a half"]}
+        rows = [{"file": f"{k}.jpg", "caption": f"picture {k}", "objects": sound} for k in range(COUNT)]
+        rows[i]["objects"] = objects
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        judge(root, f"captions.jsonl row {i + 1} object 1", bare=frozenset({i}))
 
 
 SIDES = [[-5, 0, 9, 9], [0, -5, 9, 9], [0, 0, 40, 20], [0, 0, 20, 30], [90, 0, 95, 9], [20, 5, 4, 9], [5, 20, 9, 4]]
