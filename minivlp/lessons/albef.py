@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from minivlp.lessons.check import attempt, demand
+from minivlp.lessons.check import attempt, attempt_with, demand
 from minivlp.objectives.contrastive import find_positives
 from minivlp.objectives.matching import sampling_weights
 from minivlp.objectives.momentum import soft_targets
@@ -30,7 +30,8 @@ def check_average(student: Callable[[list[Tensor], list[Tensor], float], list[Te
         old = [_random(*shape, seed=i) for i, shape in enumerate(shapes)]
         online = [_random(*shape, seed=i + 9).requires_grad_() for i, shape in enumerate(shapes)]
         before = [weight.detach().clone() for weight in online]
-        return list(attempt(student, [weight.clone() for weight in old], online, m)), old, before, online
+        given = [weight.clone() for weight in old]
+        return list(attempt_with(student, given, online, m)), old, before, online
 
     m = 0.9
     got, old, before, online = ask(m)
