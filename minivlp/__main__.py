@@ -11,13 +11,15 @@
     python -m minivlp evaluate clip --weights runs/clip/model.safetensors --data coco:~/coco
 
 Data is `scenes` (drawn when they are needed), `photos` (the free photos that come with minivlp), or a folder of yours:
-`coco:DIR`, `flickr:DIR`, `folder:DIR` (docs/your_own_data.md describes the layouts).
+`coco:DIR`, `flickr:DIR`, `folder:DIR`, or pictures inside larger files: `wds:DIR` (tar shards), `parquet:DIR`, `hf:DIR` or
+`hf:OWNER/NAME` (Hugging Face's `datasets`). docs/your_own_data.md describes the layouts.
 The exit status is 0, or 1 for an error, 2 for options that cannot be understood, 130 after Ctrl-C, 143 after SIGTERM.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import shlex
 import signal
@@ -160,14 +162,16 @@ def parser() -> argparse.ArgumentParser:
     listing.add_argument("--markdown", action="store_true", help="as a table for a page, as it stands in docs/zoo.md")
 
     data = command("data", describe, "Describe a dataset and draw a sheet of samples.")
-    data.add_argument("data", help="scenes, photos, coco:DIR, flickr:DIR or folder:DIR")
+    data.add_argument("data", help="scenes, photos, or coco: flickr: folder: wds: parquet: hf: and DIR")
     data.add_argument("--split", default="all", type=_split, choices=SPLITS, help="default: all")
-    data.add_argument("--sheet", metavar="PNG", help="draw twelve samples with captions and boxes into this file")
+    data.add_argument(
+        "--sheet", metavar="PNG", type=Path, help="draw twelve samples with captions and boxes into this file"
+    )
     _reading(data)
 
     training = command("train", train, "Train a model, resumable, and measure it.")
     training.add_argument("model", choices=sorted(PAPERS))
-    training.add_argument("--data", default="scenes", help="scenes (default), coco:DIR, flickr:DIR or folder:DIR")
+    training.add_argument("--data", default="scenes", help="scenes (default), or coco: flickr: folder: wds: parquet: hf: and DIR")
     length = training.add_mutually_exclusive_group()
     length.add_argument("--epochs", type=_count, help="passes over the pictures (default: by the model and the data)")
     length.add_argument("--steps", type=_count, help="optimizer steps, in place of epochs")
@@ -493,8 +497,12 @@ def describe(options: argparse.Namespace) -> None:
         from minivlp.visualize.drawing import show_scenes
 
         figure = show_scenes([dataset[row] for row in range(min(12, len(dataset)))], boxes=True)
-        figure.savefig(options.sheet, dpi=110, bbox_inches="tight")
-        print(f"drawn: {options.sheet}")
+        sheet, drawn = options.sheet, io.BytesIO()
+        if not sheet.suffix and not sheet.is_dir():
+            sheet = sheet.with_suffix(".png")
+        figure.savefig(drawn, format=sheet.suffix[1:] or "png", dpi=110, bbox_inches="tight")
+        sheet.write_bytes(drawn.getvalue())
+        print(f"drawn: {sheet}")
 
 
 def describe_tokens(dataset: Any, tokenizer_name: str | None) -> None:
