@@ -104,7 +104,26 @@ def pointer_past_the_end(kept, pointer, new):
     return queue(kept, pointer, new)[0], pointer + len(new)
 
 
+def weights_in_place(similarity, image_ids):
+    similarity.copy_(similarity.softmax(dim=1))
+    similarity[image_ids[:, None] == image_ids[None, :]] = 0
+    return similarity
+
+
+def targets_in_place(logits, positives, alpha):
+    logits.copy_(logits.softmax(dim=1)).mul_(alpha)
+    return logits.add_((1 - alpha) * positives / positives.sum(dim=1, keepdim=True))
+
+
+def queue_in_place(kept, pointer, new):
+    kept[(pointer + torch.arange(len(new))) % len(kept)] = new.detach()
+    return kept, (pointer + len(new)) % len(kept)
+
+
 RIGHT = [
+    (albef.check_weights, weights_in_place),
+    (albef.check_soft_targets, targets_in_place),
+    (albef.check_queue, queue_in_place),
     (albef.check_average, average),
     (albef.check_average, average_in_place),
     (albef.check_weights, weights),
@@ -146,6 +165,8 @@ WRONG = [
     (albef.check_average, average_with_graph, "graph"),
     (albef.check_average, average_into_the_online_model, "Only the momentum model is updated"),
     (albef.check_average, lambda t, s, m: average(t, s, m)[:2], "2 come out"),
+    (albef.check_average, lambda t, s, m: [1.0] * 3, "a list of tensors"),
+    (albef.check_average, lambda t, s, m: m * t, r"called with \[\(3, 4\), \(4,\), \(\)\]"),
     (albef.check_average, lambda t, s, m: [w.sum() for w in average(t, s, m)], "The shapes are"),
     (albef.check_average, shares(lambda m: 0.9, lambda m: 0.1), "With m = 1"),
     (albef.check_weights, lambda s, i: weights(s, i).argmax(1), r"\(5, 5\)"),

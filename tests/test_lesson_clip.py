@@ -32,7 +32,30 @@ def targets(image_ids):
     return same / same.sum(1, keepdim=True)
 
 
-RIGHT = [(clip.check_loss, loss), (clip.check_recall, recall), (clip.check_zero_shot, zero_shot)]
+def loss_in_place(images, texts, temperature):
+    images /= temperature
+    table, truth = images @ texts.T, torch.arange(len(images))
+    return (F.cross_entropy(table, truth) + F.cross_entropy(table.T, truth)) / 2
+
+
+def recall_in_place(similarity, k):
+    own = similarity.diagonal().clone()
+    similarity -= own[:, None]
+    return ((similarity > 0).sum(1) < k).float().mean().item()
+
+
+def zero_shot_in_place(images, prompts):
+    prompts = prompts.cumsum_(dim=1)[:, -1]
+    return (images @ prompts.div_(prompts.norm(dim=-1, keepdim=True)).T).argmax(1)
+
+
+def votes(images, prompts):
+    return torch.einsum("ne,cke->nck", images, prompts).argmax(1).mode(1).values
+
+
+RIGHT = [(clip.check_loss, loss_in_place), (clip.check_recall, recall_in_place)]
+RIGHT += [(clip.check_zero_shot, zero_shot_in_place)]
+RIGHT += [(clip.check_loss, loss), (clip.check_recall, recall), (clip.check_zero_shot, zero_shot)]
 RIGHT += [(clip.check_targets, targets)]
 
 
@@ -56,10 +79,21 @@ WRONG = [
     (clip.check_loss, lambda i, t, tau: loss(i, t, 1.0), "not used"),
     (clip.check_loss, lambda i, t, tau: i @ t.T, "one number"),
     (clip.check_loss, lambda i, t, tau: i.missing, "AttributeError"),
+    (clip.check_loss, lambda i, t, tau: loss(i, t, tau).item(), "has no gradient"),
+    (clip.check_loss, lambda i, t, tau: loss(i, t, tau).detach(), "has no gradient"),
+    (clip.check_loss, lambda i, t, tau: loss(i, t.detach(), tau), "`texts` no gradient"),
+    (clip.check_loss, lambda i, t, tau: loss(i.detach(), t, tau), "`images` no gradient"),
+    (clip.check_loss, lambda i, t, tau: (one_way(i, t, tau) + one_way(t, i.detach(), tau)) / 2, "is another one"),
     (clip.check_recall, lambda s, k: recall(s.T, k), "down the columns"),
     (clip.check_recall, lambda s, k: recall(s, 1), "always there"),
     (clip.check_recall, lambda s, k: recall(-s, k), "two of three"),
     (clip.check_zero_shot, lambda i, p: (i @ p.mean(1).T).argmax(1), "back to length one"),
+    (clip.check_zero_shot, lambda i, p: (i @ p[:, 0].T).argmax(1), "Only the first prompt"),
+    (clip.check_zero_shot, lambda i, p: torch.einsum("ne,cke->nck", i, p).amax(2).argmax(1), "nearest single prompt"),
+    (clip.check_zero_shot, lambda i, p: (i @ F.normalize(p.mean(1), dim=0).T).argmax(1), "last axis"),
+    (clip.check_zero_shot, votes, "prompts vote"),
+    (clip.check_zero_shot, lambda i, p: (i @ F.normalize(p.sum(1) + p[:, 0], dim=-1).T).argmax(1), "random images"),
+    (clip.check_zero_shot, lambda i, p: zero_shot(i, p).squeeze(), r"shape \(1,\)"),
     (clip.check_zero_shot, lambda i, p: (i @ p.mean(1).T).argmax(0), "One class per image"),
     (clip.check_zero_shot, lambda i, p: (i @ p.mean(1).T).argmin(1), "easy images"),
     (clip.check_targets, lambda ids: torch.eye(len(ids)), "diagonal alone"),

@@ -33,8 +33,8 @@ def plan(cost, beta, outer, sign=-1, keep=True, shares=True):
     return moved
 
 
-def plan_patches_first(cost, beta, outer):
-    """Rescales in the other order; as right."""
+def plan_rows_first(cost, beta, outer):
+    """Rescales in the other order, so that the patches' shares are exact, not the words'."""
     return plan(cost.T, beta, outer).T
 
 
@@ -57,10 +57,42 @@ def zeroed(text, text_mask, image, image_mask, token_type):
     return tokens * mask[..., None], mask
 
 
+def plan_that_forgets(cost, beta, outer):
+    """Starts from equal row factors again in every step."""
+    moved = torch.ones_like(cost)
+    for _ in range(outer):
+        step = moved * (-cost / beta).exp()
+        columns = 1 / cost.shape[1] / step.mean(0, keepdim=True)
+        moved = step * columns / (step * columns).sum(1, keepdim=True) / cost.shape[0]
+    return moved
+
+
+def mask_with_seed(word, maskable, rate):
+    torch.manual_seed(1)
+    return mask_words(word, maskable, rate)
+
+
+def mask_in_place(word, maskable, rate):
+    maskable &= torch.rand(word.shape).gather(1, word) < rate
+    return maskable
+
+
+def plan_in_place(cost, beta, outer):
+    return plan(cost.div_(beta), 1.0, outer)
+
+
+def sequence_in_place(text, text_mask, image, image_mask, token_type):
+    text += token_type[0]
+    image += token_type[1]
+    return torch.cat([text, image], 1), torch.cat([text_mask, image_mask], 1)
+
+
 RIGHT = [
+    (vilt.check_whole_words, mask_in_place),
+    (vilt.check_plan, plan_in_place),
+    (vilt.check_sequence, sequence_in_place),
     (vilt.check_whole_words, mask_words),
     (vilt.check_plan, plan),
-    (vilt.check_plan, plan_patches_first),
     (vilt.check_sequence, sequence),
 ]
 
@@ -102,6 +134,10 @@ WRONG = [
     (vilt.check_whole_words, lambda w, m, r: (torch.rand(len(w), 1) < r) & m, "all words are masked or none"),
     (vilt.check_whole_words, lambda w, m, r: mask_words(w, m, r / 2), "with probability 0.15"),
     (vilt.check_whole_words, lambda w, m, r: mask_words(w, m, min(r, 0.15)), "At rate 1"),
+    (vilt.check_whole_words, mask_with_seed, "do not set a seed"),
+    (vilt.check_plan, plan_rows_first, "rows first"),
+    (vilt.check_plan, lambda c, b, o: plan(c, b, o if o > 9 else o + 1), "of ones"),
+    (vilt.check_plan, plan_that_forgets, "All patches take"),
     (vilt.check_plan, stub, "Nothing written yet"),
     (vilt.check_plan, lambda c, b, o: plan(c, b, o).T, "(4, 6)"),
     (vilt.check_plan, lambda c, b, o: plan(c, b, o) / 0 * 0, "NaN or infinity"),
@@ -122,6 +158,9 @@ WRONG = [
     (vilt.check_sequence, lambda w, m, p, s, t: sequence(p, s, w, m, t.flip(0)), "Text comes first"),
     (vilt.check_sequence, lambda w, m, p, s, t: sequence(w, m, p, s, 0 * t), "add the token-type embedding"),
     (vilt.check_sequence, lambda w, m, p, s, t: sequence(w, m, p, s, t.flip(0)), "Row 0"),
+    (vilt.check_sequence, lambda w, m, p, s, t: sequence(w, m, p, s, t.detach()), "`token_type` no gradient"),
+    (vilt.check_sequence, lambda w, m, p, s, t: sequence(w.detach(), m, p, s, t), "`text` no gradient"),
+    (vilt.check_sequence, lambda *a: [x.squeeze(0) for x in sequence(*a)], "A single pair"),
     (vilt.check_sequence, zeroed, "Padding need not be zero"),
     (vilt.check_sequence, lambda w, m, p, s, t: sequence(w, m, p, s, 2 * t), "plus its token type"),
     (vilt.check_sequence, with_mask(lambda m, s: m), "One entry per token"),

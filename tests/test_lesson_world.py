@@ -23,6 +23,16 @@ def flipped(one, other):
     return relation((one[0], -one[1]), (other[0], -other[1]))
 
 
+def with_half(share):
+    """Takes the center for a corner, and adds part of the size."""
+
+    def wrong(one, other):
+        one, other = ((x + share * w, y + share * h) for x, y, w, h in (one, other))
+        return relation(one, other)
+
+    return wrong
+
+
 @pytest.mark.parametrize(
     "check, answer",
     [(world.check_box, box), (world.check_relation, relation), (world.check_cost, lambda m, n: (m + n, m * n))],
@@ -37,12 +47,17 @@ WRONG = [
     (world.check_box, lambda a, b, c, d, w, h: (a / w, b / h, (c - a) / w, (d - b) / h), "center of the box"),
     (world.check_box, lambda a, b, c, d, w, h: ((a + c) / 2 / w, (b + d) / 2 / h, c / w, d / h), "two corners"),
     (world.check_box, lambda *corners: corners[:3], "four numbers"),
+    (world.check_box, lambda a, b, c, d, w, h: ((a + c) // 2 / w, (b + d) // 2 / h, (c - a) / w, (d - b) / h), "`//`"),
+    (world.check_box, lambda a, b, c, d, w, h: 0.5, "four numbers"),
+    (world.check_relation, with_half(0.5), "center already"),
+    (world.check_relation, with_half(-0.5), "center already"),
     (world.check_relation, lambda one, other: relation(other, one), "The other way round"),
     (world.check_relation, flipped, "y grows downward"),
     (world.check_relation, lambda one, other: relation(one, other, 1.0), "neither clearly left"),
     (world.check_relation, lambda one, other: relation(one, other, 2.0), "1.5 times"),
     (world.check_cost, lambda m, n: (m * n, m * n), "only dot products"),
     (world.check_cost, lambda m, n: (m + n, m + n), "every pair"),
+    (world.check_cost, lambda m, n: (6000, 5_000_000), "Use `m` and `n`"),
 ]
 
 

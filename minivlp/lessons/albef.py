@@ -35,6 +35,7 @@ def check_average(student: Callable[[list[Tensor], list[Tensor], float], list[Te
 
     m = 0.9
     got, old, before, online = ask(m)
+    demand(all(isinstance(weight, Tensor) for weight in got), "Return a list of tensors, one for each weight.")
     demand(len(got) == 3, f"Three weights go in, {len(got)} come out.")
     demand(
         [g.shape for g in got] == [o.shape for o in old],
@@ -111,12 +112,16 @@ def check_weights(student: Callable[[Tensor, Tensor], Tensor]) -> None:
         torch.allclose(share, shares(wanted), atol=2e-3),
         "Within each row the weights are proportional to the softmax of the similarities; yours are not.",
     )
+    view = torch.as_tensor(attempt(student, similarity.double().T.contiguous().T, image_ids)).float()
+    demand(_close(view, got), "The same similarities as a transposed view in float64 give other weights.")
     alone = torch.as_tensor(attempt(student, similarity[:3, :3], torch.tensor([4, 4, 4]))).float()
     demand(
         not alone.isnan().any(),
         "When all rows have the same image, yours is NaN. Apply the softmax first, then set the zeros.",
     )
     demand(not alone.any(), "When all rows have the same image, there are no negatives: all weights are 0.")
+    alone = torch.as_tensor(attempt(student, similarity[:1, :1], image_ids[:1])).float()
+    demand(alone.shape == (1, 1) and not alone.any(), "In a batch of one there is no negative: a single 0, (1, 1).")
     print("ok: similar texts are drawn more often, and captions of the same image never.")
 
 
@@ -162,6 +167,11 @@ def check_soft_targets(student: Callable[[Tensor, Tensor, float], Tensor]) -> No
     ):
         got = torch.as_tensor(attempt(student, logits, positives, value)).float()
         demand(_close(got, wanted), f"With alpha = {value:.0f} the targets are exactly {what}.")
+    got = torch.as_tensor(attempt(student, logits[:1].double(), positives[:1], alpha)).float()
+    demand(
+        _close(got, soft_targets(logits, positives, alpha)[:1]),
+        "A batch of one row, in float64, gets other targets than the same row in a larger batch.",
+    )
     print("ok: rows add up to one, alpha = 0 is the plain target, and several positives share it.")
 
 
@@ -200,4 +210,6 @@ def check_queue(student: Callable[[Tensor, int, Tensor], tuple[Tensor, int]]) ->
     demand(after == 2, f"Four vectors from slot 5 of 7 on: the next slot is 2, not {after}.")
     got, after, wanted, _ = ask(4, 3)
     demand(after == 0 and _close(got, wanted), f"When the last slot is filled the next one is 0, not {after}.")
+    got, after, wanted, _ = ask(6, 1)
+    demand(after == 0 and _close(got, wanted), "A single vector belongs to slot 6, and the next slot is 0.")
     print("ok: the oldest vectors are overwritten, also across the end, and no graph is kept.")

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minivlp.lessons.check import attempt, demand
+from minivlp.lessons.check import attempt, demand, demand_gradients
 from minivlp.objectives.contrastive import contrastive_loss, cosine_logits, find_positives
 
 
@@ -35,6 +35,9 @@ def check_loss(student: Callable[[Tensor, Tensor, float], Tensor]) -> None:
     flat = contrastive_loss(cosine_logits(images, texts, 1.0))
     demand(not torch.isclose(got, flat), "The temperature is not used.")
     demand(torch.isclose(got, wanted, atol=1e-5), f"On five random pairs the loss is {wanted:.4f}, yours is {got:.4f}.")
+    inputs = {"images": images.clone().requires_grad_(), "texts": texts.clone().requires_grad_()}
+    right = contrastive_loss(cosine_logits(*inputs.values(), 1 / 0.2))
+    demand_gradients(attempt(student, *inputs.values(), 0.2), right, **inputs)
     alone = torch.as_tensor(attempt(student, images[:1], texts[:1], 0.2)).float()
     demand(
         torch.isclose(alone, torch.tensor(0.0), atol=1e-6),
@@ -46,6 +49,8 @@ def check_loss(student: Callable[[Tensor, Tensor, float], Tensor]) -> None:
         torch.isclose(got, wanted, atol=1e-5),
         "The same vectors as a view of a larger tensor give another loss: do not rely on the memory layout.",
     )
+    got = torch.as_tensor(attempt(student, images.double(), texts.double(), 0.2)).float()
+    demand(torch.isclose(got, wanted, atol=1e-5), "Vectors in float64 give another loss than the same in float32.")
     print(f"ok: the loss of five random pairs is {wanted:.2f}, that of one pair is 0, and both directions count.")
 
 
@@ -67,6 +72,10 @@ def check_recall(student: Callable[[Tensor, int], float]) -> None:
     wanted = (big.argsort(dim=1, descending=True)[:, :7] == torch.arange(40)[:, None]).any(1).float().mean().item()
     got = float(attempt(student, big, 7))
     demand(abs(got - wanted) < 1e-6, f"On a random table of 40, R@7 is {wanted:.3f}, yours {got:.3f}.")
+    got = float(attempt(student, big.double().T.contiguous().T, 7))
+    demand(abs(got - wanted) < 1e-6, "The same table as a transposed view in float64 gives another share.")
+    single = float(attempt(student, big[:1, :1], 1))
+    demand(abs(single - 1.0) < 1e-6, f"In a table of one, the only text is the right one: 1, not {single:.2f}.")
     print("ok: R@k grows with k, reaches 1, and goes along the rows.")
 
 
@@ -80,21 +89,51 @@ def check_zero_shot(student: Callable[[Tensor, Tensor], Tensor]) -> None:
     got = torch.as_tensor(attempt(student, images, prompts))
     demand(got.shape == (5,), f"One class per image: shape (5,), yours is {tuple(got.shape)}.")
     demand(torch.equal(got.long(), truth), f"Five easy images belong to {truth.tolist()}, you say {got.tolist()}.")
-    # a class whose prompts disagree has a short mean: without the second normalization the other class would win
-    spread = torch.tensor([[[1.0, 1.0, 0.0], [1.0, -1.0, 0.0]], [[0.8, 0.0, 0.6], [0.8, 0.0, 0.6]]])
-    spread = F.normalize(spread, dim=-1)
-    image = torch.tensor([[1.0, 0.0, 0.0]])
+    images, prompts = _vectors(80, seed=5), _vectors(20, seed=6).unflatten(0, (5, 4))
+    wanted = _nearest(images, F.normalize(prompts.mean(dim=1), dim=-1))
+    got = torch.as_tensor(attempt(student, images, prompts)).long()
+    for classes, message in (
+        (
+            prompts.mean(dim=1),
+            "Prompts that disagree have a short mean. Bring the mean back to length one before comparing.",
+        ),
+        (prompts[:, 0], "Only the first prompt of each class counts in yours: average all K of them."),
+        (
+            F.normalize(prompts.mean(dim=1), dim=0),
+            "Each class is a vector of E numbers: normalize along the last axis.",
+        ),
+    ):
+        demand(not torch.equal(got, _nearest(images, classes)) or torch.equal(got, wanted), message)
+    each = torch.einsum("ne,cke->nck", images, prompts)
     demand(
-        int(torch.as_tensor(attempt(student, image, spread))) == 0,
-        "Prompts that disagree have a short mean. Bring the mean back to length one before comparing.",
+        not torch.equal(got, each.amax(dim=2).argmax(dim=1)),
+        "You take the class of the nearest single prompt. Average the K vectors of a class first.",
+    )
+    demand(
+        not torch.equal(got, each.argmax(dim=1).mode(dim=1).values),
+        "You let the prompts vote. Average the K vectors of a class first, then compare once.",
+    )
+    demand(
+        torch.equal(got, wanted),
+        f"Of 80 random images {int((got == wanted).sum())} get the class whose mean vector, of length one, is nearest.",
+    )
+    one = torch.as_tensor(attempt(student, images[:1].double(), prompts[:, :1].double()))
+    demand(
+        one.shape == (1,) and int(one) == int(_nearest(images[:1], prompts[:, 0])),
+        "One image and one prompt for each class: the nearest prompt, as shape (1,).",
     )
     print("ok: every image finds its class, whether the prompts of a class agree or not.")
+
+
+def _nearest(images: Tensor, classes: Tensor) -> Tensor:
+    """For each image (N, E) the row of the class (C, E) with the largest dot product, (N,)."""
+    return (images @ classes.T).argmax(dim=1)
 
 
 def check_targets(student: Callable[[Tensor], Tensor]) -> None:
     """Exercise 4: `student(image_ids)` (B,) -> targets (B, B), rows that sum to one, shared among captions of the same
     image."""
-    for ids in ([7, 8, 9], [3, 3, 5, 3], [1], [2, 2]):
+    for ids in ([7, 8, 9], [3, 3, 5, 3], [1], [2, 2], [10**9, 4, 10**9]):
         image_ids = torch.tensor(ids)
         share = find_positives(image_ids).float()
         wanted = share / share.sum(1, keepdim=True)

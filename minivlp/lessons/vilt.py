@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from minivlp.lessons.check import attempt, demand
+from minivlp.lessons.check import attempt, demand, demand_gradients
 from minivlp.objectives.alignment import ipot
 
 # [CLS] a gir ##af ##fe and a cat [SEP] [PAD]; [CLS] two um ##bre ##llas left of ho ##uses [SEP]
@@ -59,11 +59,17 @@ def check_whole_words(student: Callable[[Tensor, Tensor, float], Tensor]) -> Non
         abs(share - rate) < 0.02 and abs(long - rate) < 0.03,
         f"A word should be masked with probability {rate}; yours are with {share:.2f}.",
     )
+    demand(
+        not torch.equal(got, _answer(student, word, maskable, rate).bool()),
+        "Two calls mask exactly the same words: do not set a seed inside the function.",
+    )
     one = _answer(student, word[:1], maskable[:1], 1.0).bool()
     demand(torch.equal(one, maskable[:1]), "At rate 1 every maskable token is masked; yours are not.")
     demand(
         not _answer(student, word[1:2], maskable[1:2], 0.0).any(), "At rate 0 nothing is masked; you mask something."
     )
+    view = _answer(student, word[:6].T.contiguous().T, maskable[:6].T.contiguous().T, 1.0).bool()
+    demand(torch.equal(view, maskable[:6]), "The same captions as a transposed view are masked differently at rate 1.")
     print("ok: whole words are masked, long ones as often as short ones, and never [CLS], [SEP] or padding.")
 
 
@@ -110,6 +116,17 @@ def check_plan(student: Callable[[Tensor, float, int], Tensor]) -> None:
     demand(
         few > best + 1e-3,
         f"After 2 steps the cost is still {(_plan(cost, beta, 2) * cost).sum():.3f}: use `outer`.",
+    )
+    two, library = _answer(student, cost, beta, 2).float(), _plan(cost, beta, 2)
+    demand(
+        not torch.allclose(two, _plan(cost.T, beta, 2).T, atol=1e-5),
+        "You stretch the rows first and the columns last. `move` does the columns first, so that in the end every word "
+        "gives exactly its share.",
+    )
+    demand(
+        torch.allclose(two, library, atol=1e-4),
+        f"After 2 steps your plan differs from that of `move` by up to {(two - library).abs().max():.3f}: start from a "
+        "plan of ones.",
     )
     larger_steps = (_answer(student, cost, 0.05, 2).float() * cost).sum()
     demand(larger_steps < few - 1e-3, "A smaller beta takes larger steps; in yours beta makes no difference.")
@@ -168,7 +185,25 @@ def check_sequence(student: Callable[..., tuple[Tensor, Tensor]]) -> None:
         f"Of the second pair's text {int(real[1, :3].sum())} tokens are real, of the first's image "
         f"{int(real[0, 3:].sum())}; your mask has {int(mask[1, :3].sum())} and {int(mask[0, 3:].sum())}.",
     )
+    inputs = {"text": text, "image": image, "token_type": token_type}
+    for value in inputs.values():
+        value.requires_grad_()
+    right = torch.cat([text + token_type[0], image + token_type[1]], dim=1)
+    probe = torch.randn(2, 8, 4, generator=draw)
+    answer = attempt(student, text, text_mask, image, image_mask, token_type)[0]
+    demand_gradients((answer * probe).sum(), (right * probe).sum(), **inputs)
+    with torch.no_grad():
+        one, its_mask = attempt(student, text[1:, :2], text_mask[1:, :2], image[1:], image_mask[1:], token_type)
+    demand(
+        _same(one, right[1:, [0, 1, *range(3, 8)]]) and tuple(its_mask.shape) == (1, 7),
+        f"A single pair of 2 text and 5 image tokens: (1, 7, 4) with a mask (1, 7), not {tuple(one.shape)} with "
+        f"{tuple(its_mask.shape)}; or its tokens are others than in a batch.",
+    )
     print("ok: text first, each token has its token type, and padding is masked.")
+
+
+def _same(got: Tensor, wanted: Tensor) -> bool:
+    return got.shape == wanted.shape and torch.allclose(got.float(), wanted.float(), atol=1e-5)
 
 
 def _plan(cost: Tensor, beta: float, outer: int) -> Tensor:

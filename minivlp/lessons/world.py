@@ -13,19 +13,31 @@ def _close(got, wanted) -> bool:
 
 def check_box(student: Callable[..., tuple]) -> None:
     """Exercise 1: pixel corners and the picture's size -> (cx, cy, w, h) as fractions."""
-    got = tuple(attempt(student, 0, 0, 200, 100, 200, 100))
-    demand(len(got) == 4, f"A box has four numbers, yours has {len(got)}.")
+    got = _box(student, 0, 0, 200, 100, 200, 100)
     demand(
         max(abs(float(v)) for v in got) <= 1.5, f"Fractions, not pixels: divide by width and height (you gave {got})."
     )
     demand(not _close(got, (0, 0, 1, 1)), "(cx, cy) is the center of the box, not its upper left corner.")
     demand(_close(got, (0.5, 0.5, 1, 1)), f"The box of the whole picture is (.5, .5, 1, 1), not {got}.")
-    got = tuple(attempt(student, 20, 10, 60, 40, 200, 100))
+    got = _box(student, 20, 10, 60, 40, 200, 100)
     demand(not _close(got, (0.2, 0.25, 0.3, 0.4)), "These are two corners; w and h are the box's width and height.")
     demand(
         _close(got, (0.2, 0.25, 0.2, 0.3)), f"Corners (20, 10, 60, 40) in 200 x 100 are (.2, .25, .2, .3), not {got}."
     )
+    got = _box(student, 21, 10, 60, 41, 200, 100)
+    demand(
+        _close(got, (0.2025, 0.255, 0.195, 0.31)),
+        f"Corners (21, 10, 60, 41) in 200 x 100 are (.2025, .255, .195, .31), not {got}: `//` drops what is left over; "
+        "divide by `/`.",
+    )
     print("ok: centers and sizes, as fractions of the picture.")
+
+
+def _box(student: Callable[..., tuple], *numbers: int) -> tuple[float, ...]:
+    """The student's box, four numbers."""
+    got = attempt(student, *numbers)
+    demand(hasattr(got, "__len__") and len(got) == 4, f"A box has four numbers; yours is {got!r}.")
+    return tuple(map(float, got))
 
 
 def check_relation(student: Callable[..., str | None]) -> None:
@@ -41,6 +53,17 @@ def check_relation(student: Callable[..., str | None]) -> None:
         )
         demand(got != opposite[wanted], f"The other way round: a box at x = {x} is {wanted} of one at x = .5.")
         demand(got == wanted, f"A box at ({x}, {y}) is {wanted} seen from (.5, .5); you say {got}.")
+    for one, other, wanted in (
+        ((0.42, 0.5, 0.4, 0.1), (0.5, 0.5, 0.1, 0.1), "left"),
+        ((0.42, 0.5, 0.1, 0.1), (0.5, 0.5, 0.4, 0.1), "left"),
+        ((0.5, 0.42, 0.1, 0.4), (0.5, 0.5, 0.1, 0.1), "above"),
+        ((0.5, 0.42, 0.1, 0.1), (0.5, 0.5, 0.1, 0.4), "above"),
+    ):
+        got = attempt(student, one, other, none_counts=True)
+        demand(
+            got == wanted,
+            f"{one} is {wanted} of {other}: (cx, cy) is the center already, so the sizes do not matter. You say {got}.",
+        )
     got = attempt(student, (0.2, 0.25, 0.1, 0.1), middle, none_counts=True)
     demand(got is None, f"A box at (.2, .25) is neither clearly left nor clearly above: None. You say {got}.")
     got = attempt(student, (0.2, 0.3, 0.1, 0.1), middle, none_counts=True)
@@ -56,4 +79,6 @@ def check_cost(student: Callable[[int, int], tuple[int, int]]) -> None:
     demand(dual != 5_000_000, "A dual encoder runs once per picture and once per caption; pairs are only dot products.")
     demand(dual == 6000, f"1,000 pictures and 5,000 captions are 6,000 encodings, not {dual}.")
     demand(fusion == 5_000_000, f"A fusion model runs once for every pair: 5,000,000 runs, not {fusion}.")
+    few = attempt(student, 3, 7)
+    demand(tuple(few) == (10, 21), f"For 3 pictures and 7 captions: 10 and 21 runs, not {few}. Use `m` and `n`.")
     print("ok: 6,000 runs against 5,000,000 for a thousand pictures and five thousand captions.")
