@@ -269,7 +269,7 @@ def open_data(options: argparse.Namespace, split: str, count: int, **scene: Any)
 def check_data_name(spec: str) -> None:
     """Raise UserError for what is no path and nearly a word or prefix that we know, such as `scene` or `cocco:DIR`."""
     word, colon, rest = spec.partition(":")
-    known = ("coco", "flickr", "folder") if colon else ("scenes", "photos")
+    known = ("coco", "flickr", "folder", "wds", "parquet", "hf") if colon else ("scenes", "photos")
     if word not in known and not Path(spec).expanduser().exists() and (hint := did_you_mean(word, known)):
         raise UserError(f"{spec}: there is no such data{hint[:-1]}{colon}{rest}?")
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -253,7 +254,7 @@ class Pictures(Captions):
 
     def __init__(self, names=("a.jpg", "b.jpg"), captions=("a dog", "a cat"), width=0.5):
         super().__init__(*captions)
-        self.rows = [type("Row", (), {"file": Path("/data") / name})() for name in names]
+        self.rows = [SimpleNamespace(file=Path("/data") / name) for name in names]
         self.width = width
 
     def regions(self, row):

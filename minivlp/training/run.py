@@ -20,6 +20,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -275,11 +276,13 @@ def data_fingerprint(dataset: Any) -> dict[str, str]:
     That is ids and captions and, of pictures on disk, file names and boxes. Scenes follow from their captions' seed.
     """
     digest = hashlib.sha256()
-    files = [row.file.name for row in getattr(dataset, "rows", ()) if hasattr(row, "file")]
+    rows = getattr(dataset, "rows", ())
+    on_disk = len(rows) == len(dataset) > 0 and hasattr(rows[0], "file")
     for row in range(len(dataset)):
         known = [dataset.image_id(row), dataset.captions(row)]
-        if len(files) == len(dataset):
-            known += [files[row], [(region.kind, region.phrase, region.box) for region in dataset.regions(row)]]
+        if on_disk:
+            name = os.path.basename(str(rows[row].file))  # without the folder, which may have moved
+            known += [name, [(region.kind, region.phrase, region.box) for region in dataset.regions(row)]]
         digest.update(json.dumps(known).encode())
     own = type(dataset).__repr__ is not object.__repr__  # else it shows an address, new in every process
     return {"description": repr(dataset) if own else type(dataset).__name__, "hash": digest.hexdigest()[:16]}
