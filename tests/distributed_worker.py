@@ -27,6 +27,7 @@ from minivlp.models.clip import CLIP
 from minivlp.models.vilt import ViLT
 from minivlp.models.vlmo import VLMo
 from minivlp.models.xvlm import XVLM
+from minivlp.objectives.masking import WordDropout
 from minivlp.objectives.momentum import MomentumConfig
 from minivlp.training.distributed import join
 from minivlp.training.loop import Settings, fit, train_step
@@ -71,6 +72,7 @@ ALL_OF_XVLM = {"losses": ("itc", "itm", "mlm", "box_l1", "box_giou")}
 CASES = {
     "clip": Case(CLIP, rows=5),
     "clip diagonal": Case(CLIP, {"diagonal_only": True}),
+    "clip with word dropout": Case(CLIP, {"masking": WordDropout(0.5), "mean_text": True}),
     "clip in parts": Case(CLIP, accumulate=2),
     "albef": Case(ALBEF, {"momentum": MOMENTUM}, negatives=True),
     "albef plain": Case(ALBEF, rows=7, negatives=True),

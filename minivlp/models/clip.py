@@ -89,7 +89,9 @@ class CLIPEncoded(Encoded):
     def vectors(self) -> tuple[Tensor, Tensor]:
         """Unit vectors of images and texts, (B, E) each."""
         model, batch, masking = self.model, self.batch, self.model.config.masking
-        text = masking.drop(batch.text) if masking is not None and model.training else batch.text
+        text = batch.text
+        if masking is not None and model.training:
+            text = masking.drop(self.all_captions, self.processes.generator)[self.rows]
         texts = in_length_buckets(text, lambda rows, part: model.summarize(part))  # (B, 1, D)
         images = model.encode_image(batch.images, FIRST) if batch.image_tokens is None else batch.image_tokens
         return model.itc_head.embed_image(model.image_dropout(images)), model.itc_head.embed_text(texts)
