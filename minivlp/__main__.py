@@ -11,8 +11,8 @@
     python -m minivlp evaluate clip --weights runs/clip/model.safetensors --data coco:~/coco
 
 Data is `scenes` (drawn when they are needed), `photos` (the free photos that come with minivlp), or a folder of yours:
-`coco:DIR`, `flickr:DIR`, `folder:DIR`, or pictures inside larger files: `wds:DIR` (tar shards), `parquet:DIR`, `hf:DIR` or
-`hf:OWNER/NAME` (Hugging Face's `datasets`). docs/your_own_data.md describes the layouts.
+`coco:DIR`, `flickr:DIR`, `folder:DIR`, or pictures inside larger files: `wds:DIR` (tar shards), `parquet:DIR`, `hf:DIR`
+or `hf:OWNER/NAME` (Hugging Face's `datasets`). docs/your_own_data.md describes the layouts.
 The exit status is 0, or 1 for an error, 2 for options that cannot be understood, 130 after Ctrl-C, 143 after SIGTERM.
 """
 
@@ -162,7 +162,7 @@ def parser() -> argparse.ArgumentParser:
     listing.add_argument("--markdown", action="store_true", help="as a table for a page, as it stands in docs/zoo.md")
 
     data = command("data", describe, "Describe a dataset and draw a sheet of samples.")
-    data.add_argument("data", help="scenes, photos, or coco: flickr: folder: wds: parquet: hf: and DIR")
+    data.add_argument("data", help="scenes, photos, or coco: flickr: folder: wds: parquet: hf: before DIR")
     data.add_argument("--split", default="all", type=_split, choices=SPLITS, help="default: all")
     data.add_argument(
         "--sheet", metavar="PNG", type=Path, help="draw twelve samples with captions and boxes into this file"
@@ -171,7 +171,7 @@ def parser() -> argparse.ArgumentParser:
 
     training = command("train", train, "Train a model, resumable, and measure it.")
     training.add_argument("model", choices=sorted(PAPERS))
-    training.add_argument("--data", default="scenes", help="scenes (default), or coco: flickr: folder: wds: parquet: hf: and DIR")
+    training.add_argument("--data", default="scenes", help="scenes (default), or DIR with coco:, wds:, ... before it")
     length = training.add_mutually_exclusive_group()
     length.add_argument("--epochs", type=_count, help="passes over the pictures (default: by the model and the data)")
     length.add_argument("--steps", type=_count, help="optimizer steps, in place of epochs")

@@ -3,6 +3,7 @@
     open_folder("coco:~/coco", split="train", subset=5000)
     open_folder("flickr:~/flickr8k", split="validation")
     open_folder("folder:~/holidays", language="zh", on_error="skip")
+    open_folder("wds:~/cc3m")                                           pictures inside tar shards (see `stored`)
 
 A reader for each layout (`layouts`) returns one `Entry` per image; `folder_index` makes rows of them.
 docs/your_own_data.md describes the layouts.
@@ -10,7 +11,7 @@ docs/your_own_data.md describes the layouts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from minivlp.data.dataset import Size, height_width
 from minivlp.data.folder_index import Row, check_shape, make_rows, split_by_hash
 from minivlp.data.layouts import Entry, detect_layout, read_coco, read_flickr, read_table
 from minivlp.data.pictures import resized
+from minivlp.data.stored import choose, read_samples, root_of, stored_kind
 from minivlp.data.threads import DecodingThreads
 from minivlp.data.validation import NO_CAPTION, SKIP, DataError, EntryError, NoSuchSplit, Report, read_image
 
@@ -37,7 +39,7 @@ class Folder:
     """
 
     def __init__(self, rows: Sequence[Row], rows_skipped: Sequence[tuple[str, str]] = ()) -> None:
-        self.rows = tuple(rows)
+        self.rows = rows
         self.rows_skipped = list(rows_skipped)
         self._threads = DecodingThreads()
 
@@ -98,7 +100,8 @@ def open_folder(
     language: str = "en",
     on_error: str = "raise",
 ) -> Folder:
-    """Open `coco:DIR`, `flickr:DIR` or `folder:DIR`. The layout of a plain path is detected.
+    """Open `coco:DIR`, `flickr:DIR` or `folder:DIR`, or what stores pictures inside larger files: `wds:`, `parquet:` or
+    `hf:` (see `minivlp.data.stored`). The layout of a plain path is detected.
 
     Args:
         spec: what to open.
@@ -118,6 +121,8 @@ def open_folder(
         raise ValueError(f"split is one of {', '.join(SPLITS)} or None, not {split!r}")
     if subset is not None and subset < 1:
         raise ValueError(f"subset is a positive number of images or None, not {subset}")
+    if stored := stored_kind(spec):
+        return _open_stored(*stored, split, subset, seed, language, on_error)
     layout, root, file = detect_layout(spec)
     if layout != "folder" and language != "en":
         message = f"{root}: {layout} files do not say their language, and are read as they are. Or write a JSONL."
@@ -143,7 +148,21 @@ def open_folder(
     return Folder(rows, report.skipped)
 
 
-def _note_missing_captions(entries: Sequence[Entry], report: Report) -> None:
+def _open_stored(
+    kind: str, place: str, split: str | None, subset: int | None, seed: int, language: str, on_error: str
+) -> Folder:
+    """`open_folder` for pictures inside shards and tables."""
+    report = Report(root_of(kind, place), on_error)
+    rows = choose(read_samples(kind, place, report, language), split, subset, seed, report)
+    _note_missing_captions(rows, report)
+    for line in report.lines():
+        print(line)
+    if not len(rows):
+        raise DataError(f"{kind}:{place}: no valid sample is left.")
+    return Folder(rows, report.skipped)
+
+
+def _note_missing_captions(entries: Iterable[Entry | Row], report: Report) -> None:
     """Note captions such as "nan", which tables hold where a caption is missing. They are kept: one may be meant."""
     for entry in entries:
         for caption in entry.captions:
