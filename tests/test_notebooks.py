@@ -198,7 +198,9 @@ def test_a_cell_keeps_its_id_when_others_come_and_go(tmp_path):
 
 
 def test_a_lesson_that_is_not_there(house):
-    assert [path.stem for path in build_notebooks.sources(house, "01")] == ["01_small"]
+    for only in ("01", "01_small"):
+        assert [path.stem for path in build_notebooks.sources(house, only)] == ["01_small"]
+    assert [path.stem for path in build_notebooks.sources(only="your_own")] == ["your_own_pictures"]
     with pytest.raises(SystemExit, match="no lesson 07. There are: 01_small"):
         build_notebooks.sources(house, "07")
 

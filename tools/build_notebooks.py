@@ -1,11 +1,11 @@
-"""One source, several notebooks: notebooks/src/NN_name.py (jupytext's percent format) is the only form edited by hand.
+"""One source, several notebooks: notebooks/src/NAME.py (jupytext's percent format) is the only form edited by hand.
 
-    python tools/build_notebooks.py                  build notebooks/NN_name.ipynb (run, profile quick) and the student
+    python tools/build_notebooks.py                  build notebooks/NAME.ipynb (run, profile quick) and the student
                                                      copies in notebooks/exercises
     python tools/build_notebooks.py --check          fail if a built notebook is stale; runs nothing
-    python tools/build_notebooks.py --html           run in the reader's profile and write build/NN_name.html instead
-    python tools/build_notebooks.py --slides         the same as build/NN_name.slides.html
-    ... --only 01                                    one lesson
+    python tools/build_notebooks.py --html           run in the reader's profile and write build/NAME.html instead
+    python tools/build_notebooks.py --slides         the same as build/NAME.slides.html
+    ... --only 01                                    one lesson, by the beginning of its name
 
 The built notebooks are run with MINIVLP_PROFILE=quick, as the tests run them, so that nbval compares outputs of the
 same profile. In a source, what stands between `### BEGIN SOLUTION` and `### END SOLUTION` is for the student to write;
@@ -124,8 +124,9 @@ def write(path: Path, text: str) -> None:
 
 
 def sources(folder: Path = NOTEBOOKS, only: str | None = None) -> list[Path]:
-    """The lessons' sources, or the one whose name begins with `only` ("01"). Exits with a list if there is none."""
-    found = sorted((folder / "src").glob("[0-9][0-9]_*.py"))
+    """The lessons' sources, or the one whose name begins with `only` ("01", "your_own"). Exits with a list if there is
+    none."""
+    found = sorted((folder / "src").glob("*.py"))
     chosen = [path for path in found if only is None or path.stem == only or path.stem.startswith(f"{only}_")]
     if only is not None and not chosen:
         sys.exit(f"There is no lesson {only}. There are: {', '.join(path.stem for path in found) or 'none yet'}.")
@@ -185,7 +186,7 @@ def publish(source: Path, slides: bool) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Build the lessons from notebooks/src.")
-    parser.add_argument("--only", metavar="NN", help="one lesson, by its number")
+    parser.add_argument("--only", metavar="NAME", help="one lesson, by its number or the beginning of its name")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--check", action="store_true", help="fail if a built notebook is stale; run nothing")
     form.add_argument("--html", action="store_true", help="run in MINIVLP_PROFILE (default laptop), write build/*.html")

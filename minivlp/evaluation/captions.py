@@ -109,7 +109,7 @@ def cider_d(written: Sequence[str], references: Sequence[Sequence[str]]) -> np.n
     For n-grams of one to four words: the cosine of TF-IDF vectors, where the text's counts are clipped to those of the
     reference and a different length is penalized (sigma 6). Document frequencies are counted over the images of this
     set, so the score depends on which images are evaluated, and of one image alone it is 0. COCO tables print it times
-    10.
+    100.
     """
     counts = [[_ngrams(words_of(reference)) for reference in refs] for refs in references]
     images_with = Counter(gram for refs in counts for gram in set().union(*refs))
