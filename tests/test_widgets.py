@@ -301,6 +301,14 @@ def test_answers_can_be_given_instead_of_a_model():
         Grounder(PIXELS, phrases=["a cup"])
 
 
+def test_the_still_picture_leaves_out_phrases_that_do_not_fit_and_boxes_at_the_same_place():
+    here, beside = (0.3, 0.3, 0.2, 0.2), (0.6, 0.3, 0.2, 0.2)
+    answers = {"a cup": (here, 0.9), "a red cup": (here, 0.8), "a dog": (beside, 0.1), "a car": (beside, 0.7)}
+    chosen = Grounder(PIXELS, phrases=answers)._worth_drawing()
+    assert [phrase for phrase, _, _ in chosen] == ["a cup", "a car"]
+    assert [phrase for phrase, _, _ in Grounder(PIXELS, phrases={"a dog": (here, 0.0)})._worth_drawing()] == ["a dog"]
+
+
 def test_grounding_with_a_model(xvlm, scene, tokenizer):
     phrases = [region.phrase for region in scene.regions]
     widget = Grounder.of(xvlm, scene.image, tokenizer, phrases)

@@ -788,7 +788,7 @@ print("the same as the library's:", torch.isclose(mine, by_library, atol=1e-4).i
 # %% [markdown]
 # ## 3 · Precision and recall of a filter *(easy, 10 minutes)*
 # A caption is kept if its score is *at least* the threshold. Precision: the share of the kept captions that are clean. Recall:
-# the share of the clean captions that are kept. If nothing is kept, or nothing is clean, the undefined value is 0.
+# the share of the clean captions that are kept. If nothing is kept, return 0 for both.
 #
 # <details><summary>Hint</summary>Count with boolean tensors, and divide by at least one.</details>
 

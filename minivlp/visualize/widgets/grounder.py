@@ -146,6 +146,19 @@ class Grounder(Widget):
     def __repr__(self) -> str:
         return f"Grounder({len(self.known)} phrases)"
 
+    def _worth_drawing(self, at_most: int = 3) -> list[tuple[str, Box, float | None]]:
+        """Phrase, box and confidence of a few known phrases for the still picture.
+
+        Those that the model believes to fit, one for each place, so that neither boxes nor tags overlap. The first
+        phrase if none fits.
+        """
+        answers = [(phrase, tuple(box), fit) for phrase, (*box, fit) in self.known.items()]
+        chosen: list[tuple[str, Box, float | None]] = []
+        for phrase, box, fit in answers:
+            if (fit is None or fit >= 0.5) and all(apart(box, other) for _, other, _ in chosen):
+                chosen.append((phrase, box, fit))
+        return chosen[:at_most] or answers[:1]
+
     def to_png(self) -> bytes:
         from matplotlib.figure import Figure
 
@@ -154,11 +167,16 @@ class Grounder(Widget):
         with style():
             figure = Figure(figsize=(4, 4 * self.pixels.height / self.pixels.width), layout="constrained")
             regions = [
-                Region(tuple(box), phrase if fit is None else f"{phrase} {fit:.0%}")
-                for phrase, (*box, fit) in list(self.known.items())[:6]
+                Region(box, phrase if fit is None else f"{phrase} {fit:.0%}")
+                for phrase, box, fit in self._worth_drawing()
             ]
             draw_boxes(figure.add_subplot(), np.asarray(self.pixels), regions)
             return png(figure)
+
+
+def apart(one: Box, other: Box) -> bool:
+    """Whether neither box holds the center of the other."""
+    return any(abs(one[k] - other[k]) > max(one[k + 2], other[k + 2]) / 2 for k in (0, 1))
 
 
 def packed(box: Box, confidence: float | None) -> list[float | None]:
