@@ -65,8 +65,35 @@ def quality(scores, clean, threshold):
     return (kept & clean).sum() / max(1, kept.sum()), (kept & clean).sum() / clean.sum()
 
 
+def nucleus_in_place(logits, p):
+    outside = nucleus(logits, p).isinf()
+    logits[outside] = -torch.inf
+    return logits
+
+
+def loss_in_place(logits, ids, mask, smoothing):
+    ids[~mask] = -100
+    logits *= 1
+    return F.cross_entropy(logits[:, :-1].mT, ids[:, 1:], label_smoothing=smoothing)
+
+
+def loss_of_positions(logits, ids, mask, smoothing, asked):
+    """Where `asked` (B, L-1) is True, the next token is predicted."""
+    return F.cross_entropy(logits[:, :-1][asked], ids[:, 1:][asked], label_smoothing=smoothing)
+
+
+def quality_in_place(scores, clean, threshold):
+    scores -= threshold
+    found = quality(scores, clean, 0)
+    clean[:] = False
+    return found
+
+
 RIGHT = [
     (blip.check_nucleus, nucleus),
+    (blip.check_nucleus, nucleus_in_place),
+    (blip.check_caption_loss, loss_in_place),
+    (blip.check_filter, quality_in_place),
     (blip.check_caption_loss, loss),
     (blip.check_caption_loss, loss_by_hand),
     (blip.check_filter, quality),
@@ -124,6 +151,25 @@ WRONG = [
     (blip.check_caption_loss, lambda logits, ids, mask, s: loss(logits, ids, mask, 0.0), "changes nothing"),
     (blip.check_caption_loss, lambda *a: loss_by_hand(*a, over="others"), "other"),
     (blip.check_caption_loss, lambda logits, ids, mask, s: loss(logits, ids, mask, 2 * s), "With smoothing"),
+    (blip.check_nucleus, lambda logits, p: nucleus(logits, p)[:, :2], "As many logits"),
+    (
+        blip.check_caption_loss,
+        lambda logits, ids, mask, s: loss_of_positions(logits, ids, mask, s, mask[:, :-1]),
+        r"`mask\[:, :-1\]`, the tokens that are",
+    ),
+    (
+        blip.check_caption_loss,
+        lambda logits, ids, mask, s: loss_of_positions(logits, ids, mask, s, mask[:, 1:] & (ids[:, 1:] != 0)),
+        "token with id 0",
+    ),
+    (
+        blip.check_caption_loss,
+        lambda logits, ids, mask, s: loss_of_positions(logits, ids, mask, s, ids[:, 1:] != 0),
+        "token with id 0",
+    ),
+    (blip.check_caption_loss, lambda logits, *rest: loss(logits.detach(), *rest), "has no gradient"),
+    (blip.check_caption_loss, lambda *a: loss(*a).item(), "has no gradient"),
+    (blip.check_caption_loss, lambda *a: loss(*a).detach() + 0 * a[0].sum(), "gives `logits` no gradient"),
     (blip.check_filter, stub, "Nothing written yet"),
     (blip.check_filter, lambda s, c, t: quality(s, c, t)[0], "two numbers"),
     (blip.check_filter, lambda s, c, t: quality(s, c, t)[::-1], "swapped"),

@@ -88,10 +88,35 @@ def index_square_only(rows, columns):
     return index(rows, columns) if (rows, columns) == (2, 3) else index(rows, columns, reach=2 * rows - 1)
 
 
-RIGHT = [(vlmo.check_route, route), (vlmo.check_frozen, freeze(*TRAINED)), (vlmo.check_index, index)]
+def route_in_place(x, length, layer, vl_from, experts):
+    x[:] = route(x, length, layer, vl_from, experts)
+    return x
 
 
-@pytest.mark.parametrize("check, answer", RIGHT, ids=["route", "frozen", "index"])
+def route_the_wrong_way_round(x, length, layer, vl_from, experts):
+    return experts["vl"](x) if 0 < length < x.shape[1] and layer < vl_from else route(x, length, 0, 1, experts)
+
+
+def route_only_two(x, length, layer, vl_from, experts):
+    return route(x, length, layer, vl_from, experts) if len(x) == 2 else experts["text"](x)
+
+
+def freeze_only(model):
+    """Freezes what is not trained, and leaves all else as it was."""
+    for name, parameter in model.named_parameters():
+        if not any(part in name for part in TRAINED):
+            parameter.requires_grad = False
+
+
+RIGHT = [
+    (vlmo.check_route, route),
+    (vlmo.check_route, route_in_place),
+    (vlmo.check_frozen, freeze(*TRAINED)),
+    (vlmo.check_index, index),
+]
+
+
+@pytest.mark.parametrize("check, answer", RIGHT, ids=["route", "route_in_place", "frozen", "index"])
 def test_the_solution_passes(check, answer, capsys):
     check(answer)
     assert capsys.readouterr().out.startswith("ok")
@@ -126,6 +151,12 @@ WRONG = [
     (vlmo.check_route, route_never_vl, "all tokens of a pair go to the VL expert"),
     (vlmo.check_route, route_all_to_vl, "A single image has nothing"),
     (vlmo.check_route, route_lone_text_as_image, "A single text goes to the text expert"),
+    (vlmo.check_route, route_the_wrong_way_round, "wrong way round"),
+    (vlmo.check_route, route_only_two, "wrong for a batch of one"),
+    (vlmo.check_route, lambda x, *a: route(x.detach(), *a), "No gradient"),
+    (vlmo.check_frozen, freeze_only, "arrives frozen"),
+    (vlmo.check_index, lambda r, c: index(r, c).float(), "integers"),
+    (vlmo.check_index, lambda r, c: index(r, c) / 1, "integers"),
     (vlmo.check_frozen, stub, "Nothing written yet"),
     (vlmo.check_frozen, lambda model: None, "Everything is still trained"),
     (vlmo.check_frozen, lambda model: model.requires_grad_(False) and None, "Nothing is trained"),

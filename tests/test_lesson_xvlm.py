@@ -50,11 +50,15 @@ def giou_of_the_union(a, b):
     return iou(a, b) - (hull - union) / union
 
 
-def patches(boxes, rows, columns, round_up=torch.ceil):
+def patches(boxes, rows, columns, round_up=torch.ceil, tolerance=1e-3, at_least_one=True, inside=True):
     x0, y0, x1, y1 = (corners(boxes) * torch.tensor([columns, rows, columns, rows])).T[..., None]  # (R, 1) each
     row, column = torch.arange(rows), torch.arange(columns)
-    x0, y0 = x0.floor(), y0.floor()
-    x1, y1 = torch.maximum(round_up(x1), x0 + 1), torch.maximum(round_up(y1), y0 + 1)
+    x0, y0 = (x0 + tolerance).floor(), (y0 + tolerance).floor()
+    if inside:
+        x0, y0 = x0.clamp(0, columns - 1), y0.clamp(0, rows - 1)
+    x1, y1 = round_up(x1 - tolerance), round_up(y1 - tolerance)
+    if at_least_one:
+        x1, y1 = torch.maximum(x1, x0 + 1), torch.maximum(y1, y0 + 1)
     down, across = (row >= y0) & (row < y1), (column >= x0) & (column < x1)
     return (down[:, :, None] & across[:, None, :]).flatten(1)
 
@@ -79,7 +83,35 @@ def l1(predicted, target, is_image):
     return kept.sum() / max(1, len(kept))
 
 
-RIGHT = [(xvlm.check_iou, iou), (xvlm.check_giou, giou), (xvlm.check_patches, patches), (xvlm.check_l1, l1)]
+def iou_in_place(a, b):
+    """Turns both arguments into corners, in place."""
+    for boxes in (a, b):
+        boxes[:, :2] -= boxes[:, 2:] / 2
+        boxes[:, 2:] += boxes[:, :2]
+    return iou(a, b, corners=lambda boxes: boxes)
+
+
+def l1_in_place(predicted, target, is_image):
+    predicted -= target
+    predicted[is_image] = 0
+    return predicted.abs().sum() / max(1, int((~is_image).sum()))
+
+
+def patches_in_place(boxes, rows, columns):
+    found = patches(boxes, rows, columns)
+    boxes.zero_()
+    return found
+
+
+RIGHT = [
+    (xvlm.check_iou, iou),
+    (xvlm.check_iou, iou_in_place),
+    (xvlm.check_giou, giou),
+    (xvlm.check_patches, patches),
+    (xvlm.check_patches, patches_in_place),
+    (xvlm.check_l1, l1),
+    (xvlm.check_l1, l1_in_place),
+]
 
 
 @pytest.mark.parametrize("check, answer", RIGHT, ids=[a.__name__ for _, a in RIGHT])
@@ -94,6 +126,19 @@ def test_answers_may_be_of_another_type(capsys):
     xvlm.check_patches(lambda boxes, rows, columns: patches(boxes, rows, columns).int())
     xvlm.check_l1(lambda p, t, w: l1(p.double(), t.double(), w))
     assert capsys.readouterr().out.count("ok") == 3
+
+
+def test_an_answer_that_works_in_place_leaves_the_checks_as_they_are():
+    before = [boxes.clone() for boxes in (xvlm.OVERLAPPING, xvlm.PARTNERS, xvlm.CORNER, xvlm.OPPOSITE)]
+    with pytest.raises(NotYet):
+        xvlm.check_iou(lambda a, b: iou_in_place(a, b) + 1)
+    xvlm.check_iou(iou)
+    after = (xvlm.OVERLAPPING, xvlm.PARTNERS, xvlm.CORNER, xvlm.OPPOSITE)
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def iou_of_many(a, b):
+    return iou(a, b) if len(a) > 1 or b[0, 0] > 0.8 else iou(a, b)[0:0]
 
 
 def stub(*arguments):
@@ -125,9 +170,18 @@ WRONG = [
     (xvlm.check_patches, lambda b, r, c: patches(b[:, [1, 0, 3, 2]], r, c), "yours are swapped"),
     (xvlm.check_patches, lambda b, r, c: patches(b, r, c, torch.floor), "covers in part"),
     (xvlm.check_patches, patches_by_center, "covers in part"),
-    (xvlm.check_patches, lambda b, r, c: patches(b, r, c, lambda x: x.floor() + 1), "lines of the grid"),
+    (xvlm.check_patches, lambda b, r, c: patches(b, r, c, lambda x: x.floor() + 1, tolerance=0), "lines of the grid"),
     (xvlm.check_patches, patches_none_for_a_tiny_box, "However small"),
     (xvlm.check_patches, lambda b, r, c: patches(b, r, c) & (b[:, :1] > 0.1), "For the box "),
+    (xvlm.check_giou, lambda a, b: giou(a.detach(), b), "gives `a` no gradient"),
+    (xvlm.check_giou, lambda a, b: giou(a, b).detach(), "has no gradient"),
+    (xvlm.check_giou, lambda a, b: iou(a, b) - (iou(a, b) - giou(a, b)).detach(), "another one"),
+    (xvlm.check_iou, iou_of_many, "wrong for a single row"),
+    (xvlm.check_patches, lambda b, r, c: patches(b, r, c, at_least_one=False), "has no area"),
+    (xvlm.check_patches, lambda b, r, c: patches(b, r, c, inside=False), "inside the grid"),
+    (xvlm.check_patches, lambda b, r, c: patches(b, r, c, tolerance=0), "On a grid of 10 x 10"),
+    (xvlm.check_l1, lambda p, t, w: l1(p.detach(), t, w), "has no gradient"),
+    (xvlm.check_l1, lambda p, t, w: l1(p, t, w).item(), "has no gradient"),
     (xvlm.check_l1, stub, "Nothing written yet"),
     (xvlm.check_l1, lambda p, t, w: (p - t).abs().sum(1), "one number"),
     (xvlm.check_l1, lambda p, t, w: (p - t).abs()[~w].mean(), "average over the four"),

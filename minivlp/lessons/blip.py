@@ -9,7 +9,7 @@ from torch import Tensor
 
 from minivlp.data.batch import Text
 from minivlp.layers.generation import nucleus
-from minivlp.lessons.check import attempt, demand
+from minivlp.lessons.check import attempt, demand, demand_gradients
 from minivlp.objectives.captioning import caption_loss, next_tokens
 from minivlp.objectives.masking import IGNORE
 
@@ -22,12 +22,16 @@ def check_nucleus(student: Callable[[Tensor, float], Tensor]) -> None:
     """Exercise 1: `student(logits, p)`, (B, V) -> the logits, -inf except for the most likely tokens that reach p."""
     probabilities = torch.tensor([[0.05, 0.50, 0.02, 0.30, 0.13]])
     logits = probabilities.log() + 3  # logits are not log-probabilities: a constant may be added
-    few = torch.as_tensor(attempt(student, logits.clone(), 0.4))
-    got = torch.as_tensor(attempt(student, logits.clone(), 0.7))
-    demand(
-        got.shape == logits.shape,
-        f"As many logits come out as go in: {tuple(logits.shape)}, yours are {tuple(got.shape)}.",
-    )
+
+    def ask(logits: Tensor, p: float) -> Tensor:
+        got = torch.as_tensor(attempt(student, logits, p))
+        demand(
+            got.shape == logits.shape,
+            f"As many logits come out as go in: {tuple(logits.shape)}, yours are {tuple(got.shape)}.",
+        )
+        return got
+
+    few, got = ask(logits, 0.4), ask(logits, 0.7)
     kept = got.isfinite()
     demand(
         not (few[0, 2].isfinite() and not few[0, 1].isfinite()),
@@ -61,11 +65,11 @@ def check_nucleus(student: Callable[[Tensor, float], Tensor]) -> None:
     demand(names == [1, 3], f"For p = .7 the tokens 1 and 3 (.50 and .30) are kept; yours are {names}.")
     demand(torch.equal(got[kept], logits[kept]), "The logits of the tokens that stay must not change.")
     certain = torch.tensor([[0.01, 0.95, 0.04]]).log()
-    got = torch.as_tensor(attempt(student, certain.clone(), 0.9))
+    got = ask(certain, 0.9)
     demand(got.isfinite().any(), "One token has .95, p is .9: nothing is left. The most likely token always stays.")
     many = _random(6, 12) * torch.tensor([0.1, 0.5, 1, 2, 4, 8])[:, None]  # from uncertain to certain
     for p in (0.3, 0.9):
-        got = torch.as_tensor(attempt(student, many.clone(), p)).isfinite()
+        got = ask(many, p).isfinite()
         wanted = nucleus(many, p).isfinite()
         demand(
             not (got == got[:1]).all() and len(set(got.sum(dim=1).tolist())) > 1,
@@ -78,16 +82,19 @@ def check_nucleus(student: Callable[[Tensor, float], Tensor]) -> None:
             f"Six rows at once, p = {p}: for row {row} the tokens {wanted[row].nonzero()[:, 0].tolist()} are inside, "
             f"not {got[row].nonzero()[:, 0].tolist()}. Each row has its own nucleus.",
         )
+    for kind, other in (("float64", many.double()), ("a transposed tensor", many.T.contiguous().T)):
+        right = torch.equal(ask(other, 0.9).isfinite(), nucleus(many, 0.9).isfinite())
+        demand(right, f"Right so far, but wrong for logits that are {kind}.")
     print("ok: few tokens where the model is certain, many where it is uncertain, and at least one.")
 
 
 def check_caption_loss(student: Callable[[Tensor, Tensor, Tensor, float], Tensor]) -> None:
     """Exercise 2: `student(logits, ids, mask, smoothing)`, (B, L, V), (B, L), (B, L) -> the loss, a scalar."""
-    ids = torch.tensor([[5, 8, 7, 9, 2], [5, 9, 2, 0, 0], [5, 7, 8, 2, 0]])
-    mask, logits = ids > 0, 2 * _random(3, 5, 10, seed=1)
+    ids = torch.tensor([[5, 8, 0, 9, 2], [5, 9, 2, 1, 1], [5, 7, 0, 2, 1]])  # 0 is a token here, 1 is padding
+    mask, logits = ids != 1, 2 * _random(3, 5, 10, seed=1)
 
-    def ask(smoothing: float, logits: Tensor = logits) -> Tensor:
-        return torch.as_tensor(attempt(student, logits.clone(), ids.clone(), mask.clone(), smoothing)).float()
+    def ask(smoothing: float, logits: Tensor = logits, rows: slice = slice(None)) -> Tensor:
+        return torch.as_tensor(attempt(student, logits[rows], ids[rows], mask[rows], smoothing)).float()
 
     def loss(labels: Tensor, at: Tensor = logits[:, :-1], smoothing: float = 0.0) -> Tensor:
         return caption_loss(at, labels, smoothing)
@@ -105,6 +112,17 @@ def check_caption_loss(student: Callable[[Tensor, Tensor, Tensor, float], Tensor
     demand(
         not any(torch.isclose(got, loss(x, logits[:, 1:])) for x in (ids[:, :-1], before)),
         "You predict at each position the token *before* it: the logits at position t are about token t + 1.",
+    )
+    demand(
+        not torch.isclose(got, loss(ids[:, 1:].masked_fill(~mask[:, :-1], IGNORE))),
+        "You select with `mask[:, :-1]`, the tokens that are *read*, so the padding behind each closing token is "
+        "predicted. Select the tokens that are *predicted*: `mask[:, 1:]`.",
+    )
+    without_0 = [x.masked_fill(ids[:, 1:] == 0, IGNORE) for x in (labels, ids[:, 1:])]
+    demand(
+        not any(torch.isclose(got, loss(x)) for x in without_0),
+        "Yours leaves out the token with id 0 (`ignore_index=0`, or `ids != 0`). Here 0 is a token like any other: "
+        "only `mask` tells what is padding.",
     )
     demand(
         not torch.isclose(got, loss(ids[:, 1:])),
@@ -145,6 +163,14 @@ def check_caption_loss(student: Callable[[Tensor, Tensor, Tensor, float], Tensor
     demand(torch.isclose(got, smooth, atol=1e-5), f"With smoothing .1 the loss is {smooth:.3f}, yours is {got:.3f}.")
     certain = 100.0 * torch.nn.functional.one_hot(torch.cat([labels.clamp(min=0), ids[:, :1]], dim=1), 10)
     demand(ask(0.0, certain) < 1e-3, "A model that is certain and right has a loss of 0 without smoothing.")
+    for kind, other in (("float64", logits.double()), ("a transposed tensor", logits.mT.contiguous().mT)):
+        demand(
+            torch.isclose(ask(0.1, other), smooth, atol=1e-4), f"Right so far, but wrong for logits that are {kind}."
+        )
+    one = loss(labels[:1], logits[:1, :-1], 0.1)
+    demand(torch.isclose(ask(0.1, rows=slice(1)), one, atol=1e-4), "Right so far, but wrong for a batch of one.")
+    learned = logits.clone().requires_grad_()
+    demand_gradients(ask(0.1, learned), loss(labels, learned[:, :-1], 0.1), logits=learned)
     print("ok: the next token, including the closing one, no padding, and smoothing over all tokens.")
 
 
@@ -153,8 +179,8 @@ def check_filter(student: Callable[[Tensor, Tensor, float], tuple[float, float]]
     scores = torch.tensor([0.9, 0.8, 0.7, 0.5, 0.4, 0.3, 0.2, 0.1])
     clean = torch.tensor([True, False, True, True, True, True, True, False])
 
-    def ask(threshold: float, scores: Tensor = scores) -> tuple[float, float]:
-        answer = attempt(student, scores.clone(), clean.clone(), threshold)
+    def ask(threshold: float, scores: Tensor = scores, clean: Tensor = clean) -> tuple[float, float]:
+        answer = attempt(student, scores, clean, threshold)
         demand(isinstance(answer, tuple | list) and len(answer) == 2, "Return two numbers: precision, recall.")
         return float(answer[0]), float(answer[1])
 
@@ -189,4 +215,6 @@ def check_filter(student: Callable[[Tensor, Tensor, float], tuple[float, float]]
     demand(near(0, 0), "If nothing is kept, return 0 for both.")
     got = ask(0.0)
     demand(near(6 / 8, 1), "If all captions are kept, precision is the share of clean captions, and recall is 1.")
+    got = ask(0.5, scores[:1].double(), clean[:1])
+    demand(near(1, 1), "Right so far, but wrong for a single caption, which is clean and kept: 1 and 1.")
     print("ok: precision of the kept captions, recall of the clean ones, and no division by zero.")

@@ -37,11 +37,10 @@ def check_route(student: Callable[[Tensor, int, int, int, Experts], Tensor]) -> 
     experts: functions by name, "text", "image", and from layer `vl_from` on "vl". Without the residual connection.
     """
     experts: Experts = {name: lambda x, number=number: x + number for name, number in ADDED.items()}
-    below = {name: experts[name] for name in ("text", "image")}
     x = torch.randn(2, 8, 3, generator=torch.Generator().manual_seed(0))
 
     def ask(length: int, layer: int, of: Tensor = x, vl_from: int = 2) -> list[str]:
-        got = attempt(student, of.clone(), length, layer, vl_from, experts if layer >= vl_from else below)
+        got = attempt(student, of, length, layer, vl_from, experts)
         demand(
             isinstance(got, Tensor) and got.shape == of.shape,
             f"As many tokens come out as go in: {tuple(of.shape)}, yours is {tuple(getattr(got, 'shape', ()))}.",
@@ -49,6 +48,11 @@ def check_route(student: Callable[[Tensor, int, int, int, Experts], Tensor]) -> 
         return _experts_of(of, got)
 
     pair = ask(length=3, layer=0)
+    demand(
+        "vl" not in pair,
+        "In layer 0 with vl_from=2 some tokens go to the VL expert, which exists from layer vl_from on: is your "
+        f"comparison of `layer` and `vl_from` the wrong way round? Yours: {_names(pair)}.",
+    )
     demand(
         "?" not in pair,
         "Some output is not that of an expert for the token at its place: concatenate the parts in the order of the "
@@ -75,6 +79,13 @@ def check_route(student: Callable[[Tensor, int, int, int, Experts], Tensor]) -> 
             f"yours goes to: {_names(top)}.",
         )
     demand(ask(1, 0, x[:, :2]) == ["text", "image"], "One text token and one patch are a pair, too.")
+    demand(ask(3, 0, x[:1]) == pair, "Right for a batch of two, wrong for a batch of one.")
+    learned = x.clone().requires_grad_()
+    got = attempt(student, learned, 3, 0, 2, experts)
+    demand(
+        got.requires_grad and torch.autograd.grad(got.sum(), learned)[0].all(),
+        "No gradient reaches some tokens through your function, so nothing below this layer could learn.",
+    )
     print("ok: each token to the expert of its modality, pairs to the VL expert in the top layers.")
 
 
@@ -84,8 +95,14 @@ def check_frozen(student: Callable[[nn.Module], None]) -> None:
     image = ImageConfig(16, 8, 3, block, relative_positions=True)
     text = TextConfig(20, 6, 3, block, embed_norm=True, position_std=None)
     model = VLMo(VLMoConfig(image, text, vl_from=2, embed_width=4))
-    attempt(student, model, none_counts=True)
-    trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+
+    def ask(before: bool) -> dict[str, bool]:
+        """Which parameters are trained after the call, if all of them were trained (or frozen) before."""
+        model.requires_grad_(before)
+        attempt(student, model, none_counts=True)
+        return {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+
+    trained = ask(before=True)
 
     def some(*parts: str, value: bool = True) -> str:
         """The first parameter with one of these parts in its name that is (not) trained; "" if there is none."""
@@ -119,6 +136,13 @@ def check_frozen(student: Callable[[nn.Module], None]) -> None:
     ):
         left = some(*parts, value=False)
         demand(not left, f"{message}: {left} must be trained.")
+    again = ask(before=False)
+    frozen = next((name for name, on in trained.items() if on and not again[name]), "")
+    demand(
+        not frozen,
+        "If the model arrives frozen, as another stage may leave it, yours leaves "
+        f"{frozen} frozen: also set `requires_grad = True` on what is trained.",
+    )
     count = sum(p.numel() for p in model.parameters() if p.requires_grad)
     print(f"ok: {count:,} of {sum(p.numel() for p in model.parameters()):,} parameters are trained on text.")
 
@@ -141,6 +165,11 @@ def check_index(student: Callable[[int, int], Tensor]) -> None:
         got.shape == (6, 6),
         f"One row for every query patch and one column for every key patch: (6, 6), yours is {tuple(got.shape)}. The "
         "class token is left out here.",
+    )
+    demand(
+        not got.is_floating_point() and got.dtype != torch.bool,
+        f"These numbers are used as indices, so they must be integers (torch.long); yours are {got.dtype}. "
+        "`/` makes floats, `//` integers.",
     )
     got = got.long()
     demand((got >= 0).all(), "Rows of a table start at 0: shift the offsets, which start at -(rows - 1).")
@@ -165,7 +194,7 @@ def check_index(student: Callable[[int, int], Tensor]) -> None:
         f"{int(wanted[0, 1])}; yours are {int(got[0, 0])} and {int(got[0, 1])}. Up and down count first, then left and "
         "right.",
     )
-    for grid in ((4, 4), (3, 1), (1, 5)):
-        wrong = torch.as_tensor(attempt(student, *grid)).long() != offset_index(*grid)
-        demand(not wrong.any(), f"Right for 2 x 3 patches, wrong for {grid[0]} x {grid[1]}.")
+    for grid in ((4, 4), (3, 1), (1, 5), (1, 1)):
+        right = torch.equal(torch.as_tensor(attempt(student, *grid)).long(), offset_index(*grid))
+        demand(right, f"Right for 2 x 3 patches, wrong for {grid[0]} x {grid[1]}.")
     print("ok: one row per offset, (2 rows - 1) x (2 columns - 1) of them, for any grid.")

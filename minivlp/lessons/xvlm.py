@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from minivlp.lessons.check import attempt, demand
+from minivlp.lessons.check import attempt, demand, demand_gradients
 from minivlp.objectives.boxes import box_losses, box_to_patches, giou, iou, to_corners
 
 OVERLAPPING = torch.tensor([[0.40, 0.50, 0.40, 0.20], [0.30, 0.30, 0.20, 0.40], [0.60, 0.40, 0.30, 0.30]])
@@ -46,6 +46,16 @@ def _all_close(got: Tensor, wanted: Tensor, *boxes: Tensor) -> None:
         demand(False, f"For the box{'es' if len(boxes) > 1 else ''} {where} the answer is {truth}, not {said}.")
 
 
+def _any_form(student: Callable[..., Tensor], right: Callable[..., Tensor], *boxes: Tensor) -> None:
+    """Right for one row, for float64 and for tensors that are not contiguous."""
+    for kind, same in (
+        ("a single row", [b[:1] for b in boxes]),
+        ("boxes of float64", [b.double() for b in boxes]),
+        ("boxes that are a transposed tensor", [b.T.contiguous().T for b in boxes]),
+    ):
+        demand(_close(_ask(student, *same), right(*same)), f"Right so far, but wrong for {kind}.")
+
+
 def _one_per_row(got: Tensor, rows: int) -> None:
     demand(
         got.shape != (rows, rows),
@@ -80,6 +90,7 @@ def check_iou(student: Callable[[Tensor, Tensor], Tensor]) -> None:
     )
     many = _random_boxes(30, 0), _random_boxes(30, 1)
     _all_close(_ask(student, *many), iou(*many), *many)
+    _any_form(student, iou, *many)
     print("ok: from centers to corners, intersection over union, and 0 for boxes that do not touch.")
 
 
@@ -109,6 +120,9 @@ def check_giou(student: Callable[[Tensor, Tensor], Tensor]) -> None:
     demand(_close(got, wanted), f"Four pairs of boxes: {_numbers(wanted)}, not {_numbers(got)}.")
     many = _random_boxes(30, 2), _random_boxes(30, 3)
     _all_close(_ask(student, *many), giou(*many), *many)
+    _any_form(student, giou, *many)
+    a, b = (boxes.clone().requires_grad_() for boxes in many)
+    demand_gradients(_ask(student, a, b).sum(), giou(a, b).sum(), a=a, b=b)
     print("ok: equal boxes have 1, boxes far apart nearly -1, and there is a gradient everywhere.")
 
 
@@ -148,10 +162,31 @@ def check_patches(student: Callable[[Tensor, int, int], Tensor]) -> None:
         int(got_tiny.sum()) == 1,
         f"However small a box, it touches at least one patch: yours touches {int(got_tiny.sum())}.",
     )
+    without_area = torch.tensor([[0.3, 0.4, 0.0, 0.0], [0.5, 0.5, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0]])
+    for point, patch in zip(without_area, box_to_patches(without_area, (rows, columns)), strict=True):
+        got_point = _ask(student, point[None], rows, columns)[0].bool()
+        there, yours = (x.nonzero().flatten().tolist() for x in (patch, got_point))
+        demand(
+            yours == there,
+            f"The box ({_numbers(point)}) has no area. It has the patch in which it lies, {there}; yours has {yours}. "
+            "The first patch must be inside the grid, and the last one at least the first.",
+        )
     whole = torch.tensor([[0.5, 0.5, 1.0, 1.0]])
     demand(_ask(student, whole, rows, columns).bool().all(), "The box of the whole picture touches all patches.")
     many = _random_boxes(30, 4)
     _all_close(_ask(student, many, rows, columns), box_to_patches(many, (rows, columns)), many)
+    lines = torch.tensor([[(i + j) / 20, 0.5, (j - i) / 10, 1.0] for i in range(10) for j in range(i + 1, 11)])
+    got_lines = _ask(student, lines, 10, 10).bool()
+    demand(got_lines.shape == (55, 100), f"55 boxes, 10 x 10 patches: (55, 100), yours is {tuple(got_lines.shape)}.")
+    off = int((got_lines != box_to_patches(lines, (10, 10))).any(1).sum())
+    demand(
+        off == 0,
+        f"On a grid of 10 x 10, {off} of 55 boxes whose edges lie on lines of the grid get a column too many or too "
+        "few: 0.3 * 10 is not exactly 3 in floating point. Move each edge inward by 1e-3 of a patch before you round.",
+    )
+    _any_form(
+        lambda boxes: student(boxes, rows, columns), lambda boxes: box_to_patches(boxes, (rows, columns)).float(), many
+    )
     print("ok: every patch that the box touches, row by row, and at least one.")
 
 
@@ -185,4 +220,11 @@ def check_l1(student: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
         torch.isclose(none, torch.tensor(0.0)),
         f"For a batch without boxes the loss is 0, yours is {none:.3f}: divide by at least one, or it becomes NaN.",
     )
+    one = _ask(student, predicted[:1].double(), target[:1].double(), is_image[:1])
+    demand(
+        torch.isclose(one, box_losses(predicted[:1], target[:1]).l1, atol=1e-5), "Right so far, but wrong for one row."
+    )
+    learned = predicted.clone().requires_grad_()
+    loss = box_losses(learned, target, is_image).l1
+    demand_gradients(_ask(student, learned, target, is_image), loss, predicted=learned)
     print("ok: summed over coordinates, averaged over boxes, whole images left out.")
