@@ -40,7 +40,10 @@ def read_samples(kind: str, place: str, report: Report, language: str) -> Sample
     if kind == "wds":
         from minivlp.data.stored.shards import read_shards
 
-        return read_shards(place, report, language)
-    from minivlp.data.stored.tables import read_tables
+        samples = read_shards(place, report, language)
+    else:
+        from minivlp.data.stored.tables import read_tables
 
-    return read_tables(kind, place, report, language)
+        samples = read_tables(kind, place, report, language)
+    samples.complete()
+    return samples

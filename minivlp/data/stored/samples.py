@@ -59,6 +59,10 @@ class Samples:
         self.splits.append(split)
         self.image_ids.append(self._of_hash.setdefault(sha256, number) if sha256 else number)
 
+    def complete(self) -> None:
+        """Forget what only `add` needs: the hashes take more memory than all the rest."""
+        self._of_hash.clear()
+
     def __len__(self) -> int:
         return len(self.names)
 

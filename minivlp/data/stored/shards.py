@@ -4,9 +4,9 @@ webdataset streams shards through a shuffle buffer, so which samples meet in a b
 and what they read before. Here each shard is indexed once instead (where each picture is, and its captions), and a
 picture is then one read at a known place of an uncompressed tar file. So the order is that of every other dataset: a
 full shuffle by seed and epoch, resumable at any step, divided among processes by rows, with no buffer in memory. It
-costs the index (a shard of 10,000 samples takes about a second, the first time only) and reads in random order, which
-suit solid-state disks. The library webdataset serves where shards are not on this machine: it fetches each URL or
-`pipe:` command once, into the cache.
+costs the index (five seconds for a shard of 10,000 samples, the first time only) and reads in random order, which suit
+solid-state disks. The library webdataset serves where shards are not on this machine: it fetches each URL or `pipe:`
+command once, into the cache.
 
 The cache is ~/.cache/minivlp, or the folder that the environment variable MINIVLP_CACHE names.
 """
@@ -20,12 +20,14 @@ import os
 import re
 import shutil
 import tarfile
-import tempfile
 from array import array
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, BinaryIO
+
+from tqdm import tqdm
 
 from minivlp.data.layouts.columns import BOX, OBJECTS, REGIONS, check_columns, first_of
 from minivlp.data.layouts.published import is_leftover
@@ -105,7 +107,8 @@ def read_shards(place: str, report: Report, language: str) -> ShardSamples:
     samples = ShardSamples(report.root)
     shards = find_shards(place)
     splits = splits_of_files([_short(path, report.root) for path in shards])
-    for path, of_file in zip(shards, splits, strict=True):
+    bar = tqdm(shards, "shards", disable=len(shards) < 20)  # it takes minutes for hundreds of new ones
+    for path, of_file in zip(bar, splits, strict=True):
         short = _short(path, report.root)
         index = ShardIndex()
         with report.entry(short, counted=False):
@@ -254,11 +257,11 @@ def _check_end(file: BinaryIO, end: int, index: ShardIndex) -> None:
 
 def _key_and_extension(name: str) -> tuple[str | None, str]:
     """webdataset's rule: the name ends at the first dot after the last slash. (None, "") for what is no sample."""
-    path = PurePosixPath(name)
-    stem, dot, extension = path.name.partition(".")
-    if not stem or not dot or is_leftover(path):
+    folder, slash, base = name.removeprefix("./").rpartition("/")
+    stem, dot, extension = base.partition(".")
+    if not stem or not dot or "__MACOSX" in folder:
         return None, ""
-    return str(path.with_name(stem)), extension.lower()
+    return folder + slash + stem, extension.lower()
 
 
 def _sample(
@@ -344,12 +347,24 @@ def cache_folder() -> Path:
 def _keep(path: Path, index: ShardIndex) -> None:
     """Write the index into the cache, whole or not at all. A cache that cannot be written costs only time."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, encoding="utf-8", delete=False) as file:
-            json.dump(asdict(index), file)
-        os.replace(file.name, path)
+        with _written_whole(path) as file:
+            file.write(json.dumps(asdict(index)).encode())
     except OSError:
         pass
+
+
+@contextmanager
+def _written_whole(path: Path) -> Iterator[BinaryIO]:
+    """A file to write, which takes its place only when the block has ended without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        with open(partial, "wb") as file:
+            yield file
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def fetched(url: str) -> Path:
@@ -360,16 +375,9 @@ def fetched(url: str) -> Path:
         return path
     gopen = library("webdataset.gopen", "wds").gopen
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         print(f"fetching {url} into {path.parent}")
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            try:
-                with gopen(url, "rb") as stream:
-                    shutil.copyfileobj(stream, file)
-            except BaseException:
-                os.unlink(file.name)
-                raise
-        os.replace(file.name, path)
+        with _written_whole(path) as file, gopen(url, "rb") as stream:
+            shutil.copyfileobj(stream, file)
     except Exception as error:  # of the library, of curl and of other programs
         raise DataError(f"{url}: cannot be fetched ({error}). Check the address, or download the shards.") from error
     return path
