@@ -303,11 +303,11 @@ print("stage 2: attention is used but frozen; stage 3: all parameters are traine
 
 # %%
 torch.manual_seed(0)
-beginner = VLMo(VLMo.Config.nano(len(tokenizer)))
-stage = ImageStage(beginner)
+from_scratch = VLMo(VLMo.Config.nano(len(tokenizer)))
+stage = ImageStage(from_scratch)
 steps = {"quick": 20, "laptop": 200}.get(profile(), 2000)
 pictures_only = replace(recipe, batch_size=32, negative_captions=False).batches(scenes, tokenizer, seed=1)
-seen = fit(stage, pictures_only, recipe.settings(steps=steps), bar=False)
+images_history = fit(stage, pictures_only, recipe.settings(steps=steps), bar=False)
 stage.cpu()
 
 some = to_tensor(test.pixels(four, 64))
@@ -418,26 +418,26 @@ print("the loss is falling")
 
 # %%
 model = trained if profile() == "quick" else model.cpu()
-look_at = next(r for r in range(60, len(test)) if len(test.scene(r).objects) == 2 and not test.scene(r).background.texture)
-caption = test.captions(look_at)[0]
+shown_row = next(r for r in range(60, len(test)) if len(test.scene(r).objects) == 2 and not test.scene(r).background.texture)
+caption = test.captions(shown_row)[0]
 size = model.config.image.image_size
-picture, text = to_tensor(test.pixels([look_at], size)), tokenize(tokenizer, [caption], CONTEXT)
+picture, text = to_tensor(test.pixels([shown_row], size)), tokenize(tokenizer, [caption], CONTEXT)
 rows, columns = model.config.image.grid
 text_tokens = tokenizer.convert_ids_to_tokens(text.ids[0].tolist())
 image_tokens = ["class", *["patch"] * (rows * columns)]
 routes = {
-    "a picture alone": attention.expert_map(model, lambda: model.embed_images(picture)),
+    "an image alone": attention.expert_map(model, lambda: model.embed_images(picture)),
     "a text alone": attention.expert_map(model, lambda: model.embed_texts(text)),
     "both": attention.expert_map(model, lambda: model.match(picture, text)),
 }
 drawing.expert_figure(
     routes,
-    {"a picture alone": image_tokens, "a text alone": text_tokens, "both": text_tokens + image_tokens},
+    {"an image alone": image_tokens, "a text alone": text_tokens, "both": text_tokens + image_tokens},
 )
 
 # %% tags=["check", "nbval-check-output"]
 top = model.config.vl_from
-assert {name for row in routes["a picture alone"] for name in row} == {"image"}
+assert {name for row in routes["an image alone"] for name in row} == {"image"}
 assert {name for row in routes["both"][top:] for name in row} == {"vl"}
 print(f"alone: its own expert in all layers; both: the VL expert from layer {top} on")
 
@@ -448,7 +448,7 @@ print(f"alone: its own expert in all layers; both: the VL expert from layer {top
 
 # %%
 def noun_maps(scenes):
-    """By (layer, head), -1 for the mean of the heads: where the word that names a thing looks; boxes; rows."""
+    """By (layer, head), -1 for the mean of the heads: the attention map of the word that names an object; boxes; rows."""
     asked = [(r, region) for r in range(len(scenes)) for region in scenes.regions(r) if region.kind == "object"]
     rows, boxes = [r for r, _ in asked], torch.tensor([region.box for _, region in asked])
     its_text = tokenize(tokenizer, [scenes.captions(r)[0] for r in rows], CONTEXT)
@@ -486,14 +486,14 @@ of_class = attention.cls_map(image_maps[f"joint.{best}.self"])[0]  # (P,)
 heat = attention.word_patch_attention(pair_maps, text.length)[f"joint.{best}.self"][0]  # (H, L, P)
 heat = heat.mean(dim=0) if head < 0 else heat[head]
 heat = heat / heat.sum(dim=1, keepdim=True)  # of each word's attention to the patches, where does it go?
-spoken = group_words(tokenizer, text.ids[0])
-things = [region for region in test.regions(look_at) if region.kind in ("object", "phrase")]
+caption_words = group_words(tokenizer, text.ids[0])
+named = [region for region in test.regions(shown_row) if region.kind in ("object", "phrase")]
 drawing.attention_figure(
-    test[look_at].image,
-    ["alone: class", *[word for word, _ in spoken]],
-    [attention.to_grid(m).numpy() for m in (of_class, *[heat[pieces].mean(dim=0) for _, pieces in spoken])],
-    [region.box for region in things],
-    columns=-(-(len(spoken) + 2) // 2),
+    test[shown_row].image,
+    ["alone: class", *[word for word, _ in caption_words]],
+    [attention.to_grid(m).numpy() for m in (of_class, *[heat[pieces].mean(dim=0) for _, pieces in caption_words])],
+    [region.box for region in named],
+    columns=-(-(len(caption_words) + 2) // 2),
 )
 
 # %% [markdown]
@@ -513,7 +513,7 @@ for n, name in enumerate(pair_maps):
 # All layers and heads: point at a word, or click a patch.
 
 # %% tags=["nbval-ignore-output"]
-viewer = AttentionViewer.of(model, test[look_at].image, caption, tokenizer, things)
+viewer = AttentionViewer.of(model, test[shown_row].image, caption, tokenizer, named)
 viewer.layer, viewer.head = best, head
 viewer
 

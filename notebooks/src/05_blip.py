@@ -84,7 +84,7 @@ with drawing.style():
     axes[0].imshow(test[row].image), axes[0].axis("off")
     axes[0].set_title("writes: " + written, y=-0.04, va="top", fontsize=9, wrap=True)
     for ax, name, texts, values in ((axes[1], "encodes: which is nearest?", [true, *others], near),
-                                    (axes[2], "judges: is it true?", [true, *false], fits)):
+                                    (axes[2], "judges: does it fit?", [true, *false], fits)):
         colors = [drawing.BLUE, *[drawing.VERMILION] * (len(texts) - 1)]
         ax.barh(range(len(texts)), values, height=0.3, color=colors)
         for y, text in enumerate(texts):
@@ -302,7 +302,7 @@ model = trained if profile() == "quick" else model.cpu()
 shown = list(range(8, 16))
 said = write(model, test, tokenizer, shown)
 marked = [proofread(text, test.scene(r)) for text, r in zip(said, shown, strict=True)]
-drawing.caption_grid([test[r].image for r in shown], [text for text, _ in marked], [gone for _, gone in marked])
+drawing.caption_grid([test[r].image for r in shown], [text for text, _ in marked], [missing for _, missing in marked])
 
 # %% [markdown] slideshow={"slide_type": "subslide"}
 # In numbers. **BLEU-4, ROUGE-L and CIDEr-D** compare the words with those of the true captions, as the papers do.
@@ -370,20 +370,20 @@ assert points.value > 2 * points.chance
 print("chosen on validation scenes; on test scenes it points more than twice as often as chance")
 
 # %%
-look_at = next(r for r in range(60, len(test)) if len(test.scene(r).objects) == 3 and not test.scene(r).background.texture)
-image, caption = to_tensor(test.pixels([look_at], 64)), write(model, test, tokenizer, [look_at])[0]
+shown_row = next(r for r in range(60, len(test)) if len(test.scene(r).objects) == 3 and not test.scene(r).background.texture)
+image, caption = to_tensor(test.pixels([shown_row], 64)), write(model, test, tokenizer, [shown_row])[0]
 text = tokenize(tokenizer, [caption], CONTEXT)
 by_layer = attention.decoder_attention(model, image, text)
 heads = list(by_layer.values())[layer][0]  # (H, L, P)
 heat = heads.mean(dim=0) if head < 0 else heads[head]
 heat = heat / heat.sum(dim=1, keepdim=True)  # of each token's attention to the patches, where does it go? (row 0 is empty)
 frames = [*group_words(tokenizer, text.ids[0]), ("(end)", [text.length - 1])]
-things = [region for region in test.regions(look_at) if region.kind in ("object", "phrase")]
+named = [region for region in test.regions(shown_row) if region.kind in ("object", "phrase")]
 drawing.attention_figure(
-    test[look_at].image,
+    test[shown_row].image,
     [word for word, _ in frames],
     [attention.to_grid(heat[pieces].mean(dim=0)).numpy() for _, pieces in frames],
-    [region.box for region in things],
+    [region.box for region in named],
     columns=6,
 )
 
@@ -396,7 +396,7 @@ drawing.attention_figure(
 # All layers and heads:
 
 # %% tags=["nbval-ignore-output"]
-AttentionViewer.of(model, test[look_at].image, caption, tokenizer, things,
+AttentionViewer.of(model, test[shown_row].image, caption, tokenizer, named,
                    maps={f"layer {i}": weights[0] for i, weights in enumerate(by_layer.values())})
 
 # %% [markdown] slideshow={"slide_type": "slide"}
@@ -428,11 +428,11 @@ def in_three_ways(rows):
     return found
 
 
-pair = [look_at, shown[1]]
+pair = [shown_row, shown[1]]
 ways = in_three_ways(pair)
 for place, r in enumerate(pair):
     marked = [proofread(texts[place], test.scene(r)) for texts in ways.values()]
-    figure = drawing.caption_grid([test[r].image] * len(ways), [text for text, _ in marked], [gone for _, gone in marked], columns=5)
+    figure = drawing.caption_grid([test[r].image] * len(ways), [text for text, _ in marked], [missing for _, missing in marked], columns=5)
     for ax, way in zip(figure.axes, ways, strict=True):
         ax.set_title(way)
     display(figure)
@@ -586,11 +586,11 @@ if profile() == "quick":
     table = [json.loads(line) for line in kept_lines]
 else:
     start = {"init_from": "image_nano", "init_parts": ("image.",), "negative_captions": False}
-    mending = replace(recipe, scenes=len(noisy), objects=(1, 2), steps=400, **start)
+    web_recipe = replace(recipe, scenes=len(noisy), objects=(1, 2), steps=400, **start)
     run = CapFilt(
-        lambda losses: replace(mending, config={"losses": losses}).build(BLIP, tokenizer),
+        lambda losses: replace(web_recipe, config={"losses": losses}).build(BLIP, tokenizer),
         noisy, Scenes(600, split="train", seed=1000, objects=(1, 2)), tokenizer, RECORDS.parent / "runs" / "lesson05",
-        pretrain=mending.settings(), finetune=mending.settings(steps=133, lr=mending.lr / 2), bar=False,
+        pretrain=web_recipe.settings(), finetune=web_recipe.settings(steps=133, lr=web_recipe.lr / 2), bar=False,
     )
     table = [line for line in run.table() if line["row"] < 240]
     table = [{**line, "cosine": cosine} for line, cosine in zip(table, run.scores(table, by_cosine), strict=True)]
@@ -610,7 +610,7 @@ FilterBoard.of(table, noisy, lambda row, text: tells_all(text, noisy.dataset.sce
 # of the two vectors (ITC), for which they do not.
 
 # %%
-web = {}  # of each picture the first old caption: true ones have several wordings
+web = {}  # the first old caption of each image: true ones have several wordings
 for line in table:
     if line["source"] == "web":
         web.setdefault(line["row"], line)
@@ -649,7 +649,7 @@ Scores({name: quality["matching (ITM)"][name] for name in ("precision", "recall"
 # %% tags=["check", "nbval-check-output"]
 assert quality["matching (ITM)"]["AUC"].value > 0.85 and quality["matching (ITM)"]["precision"].value > clean.mean()
 assert kept[kinds == "junk"].mean() < kept[kinds == "clean"].mean()
-print("the filter tells true captions from false ones, and what it keeps is cleaner than the web")
+print("the filter separates true from false captions, and what it keeps is cleaner than the web")
 
 # %% [markdown] slideshow={"slide_type": "subslide"}
 # Over all 6,000 images, three seeds (`python tools/experiments.py blip_filter`). The captioner decodes by nucleus sampling,
@@ -684,8 +684,8 @@ drawing.bars_with_spread(by_variant("blip_filter"), [
 # Before you look: what do you expect? Is a false caption worse than none?
 
 # %%
-mended = by_variant("blip_capfilt")
-drawing.bars_with_spread(mark_lower(mended, "facts wrong"), ["facts right", WRONG, "text to image R@1", "image to text R@1", "counterfactual: object"])
+cleaned = by_variant("blip_capfilt")
+drawing.bars_with_spread(mark_lower(cleaned, "facts wrong"), ["facts right", WRONG, "text to image R@1", "image to text R@1", "counterfactual: object"])
 
 # %% [markdown]
 # *What we see.* A small gain, from either tool:
@@ -710,7 +710,7 @@ drawing.bars_with_spread(mark_lower(mended, "facts wrong"), ["facts right", WRON
 # %% tags=["nbval-ignore-output"]
 if profile() != "quick":
     simple = Scenes(400, split="validation", seed=5, objects=(1, 2))
-    for name, some in {"web captions as they are": run.pretrained(), "mended": run.final()}.items():
+    for name, some in {"web captions as they are": run.pretrained(), "after CapFilt": run.final()}.items():
         found = captions(some, simple, tokenizer)
         print(f"{name}: facts right {found['facts right'].value:.2f}, wrong {found['facts wrong'].value:.2f}")
 

@@ -74,7 +74,7 @@ crowded = Scenes(150, split="test", seed=7, objects=(2, 3))
 asked = [(row, r) for row in range(len(crowded)) for r in crowded.regions(row) if r.kind in ("object", "phrase")]
 rows = [row for row, _ in asked]
 boxes = torch.tensor([region.box for _, region in asked])  # (R, 4)
-images = to_tensor(crowded.pixels(rows, 64))  # one picture per phrase
+images = to_tensor(crowded.pixels(rows, 64))  # one image per phrase
 text = tokenize(tokenizer, [region.phrase for _, region in asked], CONTEXT)
 
 with torch.no_grad():
@@ -99,7 +99,7 @@ def one_by_one(dataset, picked):
 
 
 plain = [row for row in sorted(set(rows)) if rows.count(row) == 2 and not crowded.scene(row).background.texture]
-shown = [i for i, row in enumerate(rows) if row in plain[:2]]  # two scenes on plain ground, both things of each
+shown = [i for i, row in enumerate(rows) if row in plain[:2]]  # two scenes on a plain background, both objects of each
 drawing.attention_grid(one_by_one(crowded, [asked[i] for i in shown]), {k: v[shown] for k, v in clip_maps.items()})
 
 # %% [markdown] slideshow={"slide_type": "subslide"}
@@ -153,21 +153,21 @@ def show_patches(ax, scene, region, side=8):
     """The image with its grid; patches that do not belong to the region are covered in white."""
     inside = box_to_patches(torch.tensor([region.box]), (side, side))[0].view(side, side)
     drawing.draw_boxes(ax, scene.image, [region])
-    veil = np.zeros((side, side, 4)) + [1, 1, 1, 0.75]
-    veil[inside.numpy(), 3] = 0
-    ax.imshow(veil, extent=(0, 1, 1, 0), aspect=1)
+    cover = np.zeros((side, side, 4)) + [1, 1, 1, 0.75]
+    cover[inside.numpy(), 3] = 0
+    ax.imshow(cover, extent=(0, 1, 1, 0), aspect=1)
     for line in range(1, side):
         ax.plot([line / side] * 2, [0, 1], [0, 1], [line / side] * 2, color="#505050", lw=0.5)
     ax.set_title(f"{int(inside.sum())} of {side * side} patches", y=-0.12)
 
 
 example = train_scenes[8]
-thing = next(region for region in example.regions if region.kind in ("object", "phrase"))
+named_object = next(region for region in example.regions if region.kind in ("object", "phrase"))
 whole = example.regions[-1]
-tiny = Region((thing.box[0], thing.box[1], 0.03, 0.03), "something tiny")
+tiny = Region((named_object.box[0], named_object.box[1], 0.03, 0.03), "something tiny")
 with drawing.style():
     figure, axes = plt.subplots(1, 3, figsize=(9, 3.3))
-    for ax, region in zip(axes, (thing, whole, tiny), strict=True):
+    for ax, region in zip(axes, (named_object, whole, tiny), strict=True):
         show_patches(ax, example, region)
     plt.show()
 
@@ -332,7 +332,7 @@ test = Scenes(1500, split="test", seed=7)
 
 
 def show_boxes(dataset, picked, width=9.0):
-    """One picture for each (row, regions), with true and predicted boxes."""
+    """One image for each (row, regions), with true and predicted boxes."""
     with drawing.style(), torch.no_grad():
         figure, axes = plt.subplots(1, len(picked), figsize=(width, width / len(picked) + 0.3), layout="constrained")
         for ax, (row, regions) in zip(np.atleast_1d(axes), picked, strict=True):
@@ -391,7 +391,7 @@ print("the true phrase gets more than the false one in over three quarters of th
 
 # %%
 def noun_maps(scenes):
-    """Maps (R, rows, columns) of the words that name things, by layer and head (-1: their mean); boxes, rows of scenes."""
+    """Maps (R, rows, columns) of the words that name objects, by layer and head (-1: their mean); boxes, rows of scenes."""
     asked = [(row, r) for row in range(len(scenes)) for r in scenes.regions(row) if r.kind == "object"]
     rows, nouns = [row for row, _ in asked], [region.phrase.split()[-1] for _, region in asked]
     text = tokenize(tokenizer, [scenes.captions(row)[0] for row in rows], CONTEXT)
@@ -427,11 +427,11 @@ with torch.no_grad(), record_attention(trained) as maps_of_caption:
 weights = maps_of_caption[f"fusion.{layer}.cross"][0, :, :, 1:]  # (H, L, P)
 weights = attention.to_grid(weights.mean(dim=0) if head < 0 else weights[head])  # (L, rows, columns)
 weights = weights / weights.sum(dim=(1, 2), keepdim=True)  # of each word's attention to the patches, where does it go?
-spoken = group_words(tokenizer, text.ids[0])
+caption_words = group_words(tokenizer, text.ids[0])
 drawing.attention_figure(
     play.image,
-    [word for word, _ in spoken],
-    [weights[pieces].mean(dim=0).numpy() for _, pieces in spoken],
+    [word for word, _ in caption_words],
+    [weights[pieces].mean(dim=0).numpy() for _, pieces in caption_words],
     [region.box for region in different_places(play.regions, ("object", "phrase"))],
     columns=7,
 )
@@ -440,8 +440,8 @@ drawing.attention_figure(
 # All maps: point at a word, click a patch, move the sliders for layer, head and temperature.
 
 # %% tags=["nbval-ignore-output"]
-things = [region for region in play.regions if region.kind in ("object", "phrase")]
-viewer = AttentionViewer.of(trained, play.image, caption, tokenizer, things)
+named = [region for region in play.regions if region.kind in ("object", "phrase")]
+viewer = AttentionViewer.of(trained, play.image, caption, tokenizer, named)
 viewer.layer, viewer.head = layer, head
 viewer
 
@@ -484,11 +484,11 @@ Scores({"X-VLM: box fits": bootstrap((iou(ours, boxes) >= 0.5).numpy(), 0.0, ima
 # all regions of a hundred images, small and large alike, and any region for its text.
 
 # %% tags=["nbval-ignore-output"]
-grains = region_retrieval(model, test, tokenizer, limit=100)
-Scores({name: score for name, score in grains.items() if "R@1" in name})
+found_regions = region_retrieval(model, test, tokenizer, limit=100)
+Scores({name: score for name, score in found_regions.items() if "R@1" in name})
 
 # %% tags=["check", "nbval-check-output"]
-assert all(score.value > 4 * score.chance for name, score in grains.items() if name.startswith("text to region R@5"))
+assert all(score.value > 4 * score.chance for name, score in found_regions.items() if name.startswith("text to region R@5"))
 print("texts of every kind find their region far more often than by chance")
 
 # %% [markdown]
@@ -524,10 +524,10 @@ def fits(found, truth):
 
 misled = boxes_through_mask(boxes[elsewhere])
 Scores({
-    "sees all, its own box": fits(ours, boxes),
-    "sees its own patches, its own box": fits(boxes_through_mask(boxes), boxes),
-    "sees another thing's patches, its own box": fits(misled, boxes),
-    "sees another thing's patches, THAT thing's box": fits(misled, boxes[elsewhere]),
+    "attends to all patches, own box": fits(ours, boxes),
+    "attends to its own patches, own box": fits(boxes_through_mask(boxes), boxes),
+    "attends to another object's patches, own box": fits(misled, boxes),
+    "attends to another object's patches, that object's box": fits(misled, boxes[elsewhere]),
 })
 
 # %% [markdown]
@@ -563,15 +563,15 @@ def tokens_and_places(tower, scenes, rows, side=8):
 
 
 def read_places(tower, scenes):
-    """Fit on three quarters of the scenes, read on the rest: said (n, 2), true (n, 2), and R² of x and y together."""
+    """Fit on three quarters of the scenes, read on the rest: read_off (n, 2), true (n, 2), and R² of x and y together."""
     cut = 3 * len(scenes) // 4
     x, y = tokens_and_places(tower, scenes, range(cut))
     x_new, true = tokens_and_places(tower, scenes, range(cut, len(scenes)))
     middle, spread = x.mean(dim=0), x.std(dim=0) + 1e-6
     x, x_new = (F.pad((part - middle) / spread, (0, 1), value=1.0) for part in (x, x_new))  # a last column of ones
     weights = torch.linalg.solve(x.T @ x + 10 * torch.eye(x.shape[1]), x.T @ y)  # (D+1, 2)
-    said = x_new @ weights
-    return said, true, 1 - float(((said - true) ** 2).sum() / ((true - true.mean(dim=0)) ** 2).sum())
+    read_off = x_new @ weights
+    return read_off, true, 1 - float(((read_off - true) ** 2).sum() / ((true - true.mean(dim=0)) ** 2).sum())
 
 
 probed = Scenes(400, split="validation", seed=3)
@@ -583,11 +583,11 @@ read = {name: read_places(tower, probed) for name, tower in
 # %%
 with drawing.style():
     figure, axes = plt.subplots(1, 3, figsize=(9, 3.3), layout="constrained", sharex=True, sharey=True)
-    for ax, (name, (said, true, r2)) in zip(axes, read.items(), strict=True):
-        ax.scatter(*said[::2].T, s=4, color=drawing.SKY, alpha=0.5, lw=0)
+    for ax, (name, (read_off, true, r2)) in zip(axes, read.items(), strict=True):
+        ax.scatter(*read_off[::2].T, s=4, color=drawing.SKY, alpha=0.5, lw=0)
         cell = (true * 8).long()  # column and row of each patch
-        mean = torch.stack([torch.stack([said[(cell[:, 0] == i) & (cell[:, 1] == j)].mean(dim=0) for i in range(8)])
-                            for j in range(8)])  # (rows, columns, 2): where each patch is said to be, on average
+        mean = torch.stack([torch.stack([read_off[(cell[:, 0] == i) & (cell[:, 1] == j)].mean(dim=0) for i in range(8)])
+                            for j in range(8)])  # (rows, columns, 2): the position read off for each patch, on average
         for line in (*mean, *mean.transpose(0, 1)):
             ax.plot(*line.T, color=drawing.VERMILION, lw=1.2)
         ax.set(xlim=(-0.15, 1.15), ylim=(1.15, -0.15), aspect=1, xticks=[0, 1], yticks=[0, 1])
@@ -673,7 +673,7 @@ asked_photos = [(row, region) for row in range(len(photos)) for region in photos
 sides = torch.tensor([region.box for _, region in asked_photos])[:, 2:]
 with torch.no_grad():
     answered = predict(model, photos, tokenizer, [row for row, _ in asked_photos], [r.phrase for _, r in asked_photos])
-print(f"box sides, as a share of the picture: true {sides.min():.2f} to {sides.max():.2f}, "
+print(f"box sides, as a share of the image: true {sides.min():.2f} to {sides.max():.2f}, "
       f"predicted {answered[:, 2:].min():.2f} to {answered[:, 2:].max():.2f}")
 Scores({name: on_photos[name] for name in ("Acc@0.5", "mean IoU", "baseline: whole image")})
 

@@ -71,7 +71,7 @@ ASK_THE_HUB = profile() != "quick"
 MY_PICTURE = None  # "~/pictures/cat.jpg"
 HUB = {
     "clip": "openai/clip-vit-base-patch32",  # about 600 MB
-    "vilt_words": "dandelin/vilt-b32-mlm",  # about 450 MB: fills in words
+    "vilt_words": "dandelin/vilt-b32-mlm",  # about 450 MB: predicts masked words
     "vilt_match": "dandelin/vilt-b32-finetuned-coco",  # about 450 MB: does the text fit?
     "blip_writes": "Salesforce/blip-image-captioning-base",  # about 990 MB
     "blip_match": "Salesforce/blip-itm-base-coco",  # about 900 MB: does the text fit?
@@ -184,8 +184,8 @@ else:
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Masked words with ViLT
-# One word of a sentence is masked; which is it (lesson 02)? The three upper bars are the three best guesses with the image. The
-# lowest bar is the best guess with a **gray image**: what the sentence alone suggests. If both agree, the answer may not come
+# One word of a sentence is masked; which is it (lesson 02)? The three upper bars are the three most probable words with the image. The
+# lowest bar is the most probable word with a **gray image**: what the sentence alone suggests. If both agree, the answer may not come
 # from the image.
 
 # %%
@@ -206,11 +206,11 @@ def best_words(loaded, pictures, texts, k=3):
 
 rows, texts, masked = zip(*BLANKS, strict=True)
 vilt = loaded["vilt_words"]
-guesses = best_words(vilt, [pictures[row] for row in rows], list(texts))
+predictions = best_words(vilt, [pictures[row] for row in rows], list(texts))
 blind = best_words(vilt, [Image.new("RGB", pictures[row].size, "gray") for row in rows], list(texts), k=1)
 with drawing.style():
     figure, axes = plt.subplots(2, len(rows), figsize=(9, 3.4), layout="constrained", height_ratios=[1, 1.1], dpi=80)
-    for (top, ax), row, text, sharp, gray in zip(axes.T, rows, texts, guesses, blind, strict=True):
+    for (top, ax), row, text, sharp, gray in zip(axes.T, rows, texts, predictions, blind, strict=True):
         found = sharp + gray
         top.imshow(pictures[row]), top.axis("off")
         ax.barh(range(4), [p for _, p in found], height=0.3, color=[drawing.BLUE] * 3 + [drawing.INK])
@@ -228,7 +228,7 @@ with drawing.style():
 emoji = Scenes(60, split="test", seed=7, size=vilt.model.config.image.image_size)
 with vilt.on_our_pixels():
     filled = masked_words(vilt.model, emoji, vilt.tokenizer, batch_size=15)
-filled_photos = np.array([found[0][0] == word for found, word in zip(guesses, masked, strict=True)], dtype=float)
+filled_photos = np.array([found[0][0] == word for found, word in zip(predictions, masked, strict=True)], dtype=float)
 Scores({"photographs, right picture": bootstrap(filled_photos, 0.0)} | {f"emoji, {name}": s for name, s in filled.items()})
 
 # %% [markdown] slideshow={"slide_type": "slide"}
@@ -352,7 +352,7 @@ ASKED = [  # picture, caption, word -> number of its box
 
 
 def maps_of(loaded, picture, text, wanted):
-    """What speaks for the match of picture and text, on the grid of patches, for each wanted word: (n, rows, columns)."""
+    """What raises the match of image and text, on the grid of patches, for each wanted word: (n, rows, columns)."""
     given = loaded([picture], [text])
     layer = f"text.{max(0, 2 * loaded.model.config.text.layers // 3 - 1)}.cross"
     cam = attention.grad_cam(loaded.model, lambda: loaded.model.match(**given), [layer])[layer][0, :, 1:]  # (L, P)
@@ -398,7 +398,7 @@ drawing.bars_with_spread({name: [scores] for name, scores in tested.items()}, li
 
 # %% tags=["check", "nbval-check-output"]
 if released:
-    print("compare with lessons 01 to 03, and mind that these models have hardly seen emoji")
+    print("compare with lessons 01 to 03; these models were trained on few emoji")
 else:
     order = {name: (scores["relation"].value + scores["swap"].value) / 2 for name, scores in tested.items()}
     assert order["CLIP"] < 0.65 < order["BLIP"] and tested["CLIP"]["object"].value > 0.75
