@@ -24,7 +24,7 @@ def _close(got: Tensor, wanted: Tensor) -> bool:
 def check_average(student: Callable[[list[Tensor], list[Tensor], float], list[Tensor]]) -> None:
     """Exercise 1: `student(momentum, online, m)`, two lists of weights -> the new weights of the momentum model."""
 
-    def ask(m: float) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
+    def call(m: float) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
         """The answer, the old momentum weights, the online weights before the call, and the same after it."""
         shapes = ((3, 4), (4,), ())
         old = [_random(*shape, seed=i) for i, shape in enumerate(shapes)]
@@ -34,7 +34,7 @@ def check_average(student: Callable[[list[Tensor], list[Tensor], float], list[Te
         return list(attempt_with(student, given, online, m)), old, before, online
 
     m = 0.9
-    got, old, before, online = ask(m)
+    got, old, before, online = call(m)
     demand(all(isinstance(weight, Tensor) for weight in got), "Return a list of tensors, one for each weight.")
     demand(len(got) == 3, f"Three weights go in, {len(got)} come out.")
     demand(
@@ -63,9 +63,9 @@ def check_average(student: Callable[[list[Tensor], list[Tensor], float], list[Te
         "Your weights are part of the autograd graph of the online model: each step would keep all earlier steps in "
         "memory. Use torch.no_grad() or detach().",
     )
-    got, old, before, _ = ask(1.0)
+    got, old, before, _ = call(1.0)
     demand(mixed(1, 0), "With m = 1 the momentum model stays exactly as it is.")
-    got, old, before, _ = ask(0.0)
+    got, old, before, _ = call(0.0)
     demand(mixed(0, 1), "With m = 0 the momentum model becomes the online model at once.")
     print("ok: a share m of itself, the rest from the online model, and no gradient.")
 
@@ -180,7 +180,7 @@ def check_queue(student: Callable[[Tensor, int, Tensor], tuple[Tensor, int]]) ->
     from `pointer` on, continuing at slot 0 after the last one, and the next pointer."""
     size, width = 7, 3
 
-    def ask(pointer: int, rows: int) -> tuple[Tensor, int, Tensor, Tensor]:
+    def call(pointer: int, rows: int) -> tuple[Tensor, int, Tensor, Tensor]:
         """The answer, what the queue should hold, and the new vectors."""
         queue, new = _random(size, width, seed=4), _random(rows, width, seed=5).requires_grad_()
         answer = attempt(student, queue.clone(), pointer, new)
@@ -189,7 +189,7 @@ def check_queue(student: Callable[[Tensor, int, Tensor], tuple[Tensor, int]]) ->
         wanted[(pointer + torch.arange(rows)) % size] = new.detach()
         return torch.as_tensor(answer[0]), int(answer[1]), wanted, new.detach()
 
-    got, after, wanted, new = ask(2, 3)
+    got, after, wanted, new = call(2, 3)
     demand(got.shape == (size, width), f"The queue keeps its {size} slots: yours has shape {tuple(got.shape)}.")
     demand(
         not (_close(got[-3:], new) and not _close(got, wanted)),
@@ -202,14 +202,14 @@ def check_queue(student: Callable[[Tensor, int, Tensor], tuple[Tensor, int]]) ->
         not got.requires_grad,
         "Your queue is part of the autograd graph: it would keep the activations of many batches in memory. detach().",
     )
-    got, after, wanted, _ = ask(5, 4)
+    got, after, wanted, _ = call(5, 4)
     demand(
         _close(got, wanted),
         "Four vectors from slot 5 of 7 on belong to slots 5, 6, 0 and 1: use the modulo.",
     )
     demand(after == 2, f"Four vectors from slot 5 of 7 on: the next slot is 2, not {after}.")
-    got, after, wanted, _ = ask(4, 3)
+    got, after, wanted, _ = call(4, 3)
     demand(after == 0 and _close(got, wanted), f"When the last slot is filled the next one is 0, not {after}.")
-    got, after, wanted, _ = ask(6, 1)
+    got, after, wanted, _ = call(6, 1)
     demand(after == 0 and _close(got, wanted), "A single vector belongs to slot 6, and the next slot is 0.")
     print("ok: the oldest vectors are overwritten, also across the end, and no graph is kept.")

@@ -47,7 +47,7 @@ print(device.report())
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## The world
-# Captions from the web are often wrong, and nobody has checked them. So we draw our own pictures. Of each we know which
+# Captions from the web are often wrong, and we cannot check them all. So we draw our own pictures. Of each we know which
 # objects it shows, where, in which color, and which statements about it are false.
 
 # %%
@@ -89,7 +89,7 @@ with drawing.style():
 #
 # * **Self-attention:** queries, keys and values come from the same sequence.
 # * **Cross-attention:** queries come from one sequence (the words), keys and values from another (the patches). This is
-#   how a word "looks at" patches.
+#   how a word receives information from patches.
 # * **Heads:** the width is divided into several equal parts, and each part does this on its own.
 # * **Attention mask:** tokens that must not be attended to, such as padding, get weight 0.
 #
@@ -99,9 +99,9 @@ with drawing.style():
 
 # %% tags=["check", "nbval-check-output"]
 draw = torch.Generator().manual_seed(0)
-words, seen = torch.randn(3, 8, generator=draw), torch.randn(5, 8, generator=draw)
+word_vectors, patch_vectors = torch.randn(3, 8, generator=draw), torch.randn(5, 8, generator=draw)
 to_query, to_key, to_value = torch.randn(3, 8, 8, generator=draw) / 8**0.5
-query, key, value = words @ to_query, seen @ to_key, seen @ to_value  # (3, 8), (5, 8), (5, 8)
+query, key, value = word_vectors @ to_query, patch_vectors @ to_key, patch_vectors @ to_value  # (3, 8), (5, 8), (5, 8)
 weights = (query @ key.T / 8**0.5).softmax(dim=1)  # (3, 5): for each word, how much it takes from each patch
 by_hand = weights @ value  # (3, 8)
 by_torch = F.scaled_dot_product_attention(query[None, None], key[None, None], value[None, None])[0, 0]
@@ -122,7 +122,7 @@ drawing.taxonomy()
 # From left to right:
 #
 # * **VSE, CLIP:** a **dual encoder**. Each picture and each text is encoded once, and a pair is compared by a dot product.
-#   This makes search cheap. No word attends to any patch.
+#   So search needs little computation. No word attends to any patch.
 # * **UNITER:** an object detector finds regions first, which takes most of the time; then one transformer reads words and
 #   regions.
 # * **ViLT:** a **single stream**. There is no detector and no tower; one transformer reads words and patches together.
@@ -235,11 +235,11 @@ for region in scene.regions():
 
 # %% tags=["check", "nbval-check-output"]
 worlds = [Scenes(400, split, seed=1) for split in ("train", "validation", "test", "composition")]
-said = {world.split: {text for r in range(400) for text in world.captions(r)} for world in worlds}
-names = list(said)
-shared = {(a, b) for i, a in enumerate(names) for b in names[i + 1:] if said[a] & said[b]}
+captions_of = {world.split: {text for r in range(400) for text in world.captions(r)} for world in worlds}
+names = list(captions_of)
+shared = {(a, b) for i, a in enumerate(names) for b in names[i + 1:] if captions_of[a] & captions_of[b]}
 assert not shared
-print("captions shared between splits: none,", "in about", round(sum(map(len, said.values())), -3), "captions")
+print("captions shared between splits: none, of about", round(sum(map(len, captions_of.values())), -3))
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Noise, with the truth kept
@@ -297,7 +297,7 @@ exercise.check_box(my_box)
 
 # %% tags=["exercise"]
 def my_relation(one, other):
-    """Boxes (cx, cy, w, h). Returns where `one` lies seen from `other`: "left", "right", "above", "below" or None."""
+    """Boxes (cx, cy, w, h). Returns where `one` lies relative to `other`: "left", "right", "above", "below" or None."""
     ### BEGIN SOLUTION
     dx, dy = other[0] - one[0], other[1] - one[1]
     if abs(dx) >= 1.25 * abs(dy):

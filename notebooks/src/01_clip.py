@@ -117,7 +117,7 @@ for i in range(4):
     column = [torch.exp(pictures[j] @ texts[i] / temperature) for j in range(4)]  # this caption, every picture
     by_hand += -torch.log(row[i] / sum(row)) - torch.log(column[i] / sum(column))
 by_hand = by_hand / (2 * 4)
-print(f"loss of the trained model: {by_hand:.2f}; of a guess among four: ln 4 = {torch.log(torch.tensor(4.0)):.2f}")
+print(f"loss of the trained model: {by_hand:.2f}; of a uniform guess among four: ln 4 = {torch.log(torch.tensor(4.0)):.2f}")
 
 # %% [markdown]
 # The library computes the same with one matrix product. Check that both agree:
@@ -159,7 +159,7 @@ loader = Loader(scenes, tokenizer, recipe.batch_size, recipe.size, seed=0)
 one_batch = Loader(scenes, tokenizer, 16, recipe.size, seed=0).batch(0)
 losses = overfit_one_batch(CLIP(CLIPConfig.nano(len(tokenizer))), one_batch, steps=40)
 assert losses[-1] < 0.3 and 2.5 < losses[0] < 3.5
-print("the loss falls from about ln 16 = 2.77, a guess among sixteen, to below .3")
+print("the loss falls from about ln 16 = 2.77, a uniform guess among sixteen, to below .3")
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Now train
@@ -316,7 +316,7 @@ if profile() != "quick":
     fit(mine, loader.batch, recipe.settings(steps=150))
     print(retrieval(mine, test, tokenizer)["text to image R@1"])
 else:
-    print(f"temperature {1 / float(mine.itc_head.scale()):.2f}; not trained: profile quick skips this run of 150 steps")
+    print(f"temperature {1 / mine.itc_head.scale().item():.2f}; not trained: profile quick skips this run of 150 steps")
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## What this CLIP does not learn
@@ -376,7 +376,7 @@ for rows_of_batch in batches.tolist():
     captions_of = {}
     for scene in map(scenes.scene, rows_of_batch):
         if len(scene.objects) > 1:
-            objects = tuple(sorted((thing.noun, str(thing.color)) for thing in scene.objects))
+            objects = tuple(sorted((item.noun, str(item.color)) for item in scene.objects))
             captions_of.setdefault(objects, set()).add(scene.captions()[0])
     batches_with += any(len(captions) > 1 for captions in captions_of.values())
 print(f"two pictures with the same objects and colors, but other captions: in {batches_with} of {len(batches)} batches")

@@ -254,7 +254,7 @@ print("with the mask, padding does not change the result; without the mask it do
 # point method, [Xie et al. 2020](https://arxiv.org/abs/1802.04307)).
 
 # %%
-said, shown = ["red", "heart", "dog"], ["heart", "heart", "dog", "ground"]
+word_names, shown = ["red", "heart", "dog"], ["heart", "heart", "dog", "ground"]
 price = [[0.3, 0.4, 0.9, 0.8], [0.1, 0.2, 0.9, 0.9], [0.9, 0.8, 0.1, 0.7]]
 
 
@@ -281,7 +281,7 @@ with drawing.style():
             label = f"{value:.1f}" if name == "cost" else f"{100 * value:.0f} %"
             ink = "black" if value > (0.5 if name == "cost" else 0.17) else "white"
             ax.text(j, i, label, ha="center", va="center", color=ink, fontsize=8)
-        ax.set(xticks=range(4), yticks=range(3), yticklabels=said)
+        ax.set(xticks=range(4), yticks=range(3), yticklabels=word_names)
         ax.set_xticklabels(shown, rotation=40, ha="right")
         ax.set_title("cost" if name == "cost" else f"plan, {name} step{'s' * (name > 1)}")
         ax.spines[:].set_visible(False)
@@ -332,19 +332,19 @@ print("the mean transport cost of matching pairs is lower by more than .02")
 # patch, so the ground takes much of every word; and a patch's output also depends on other patches, by attention.
 
 # %%
-look_at = next(r for r in range(60, len(test)) if len(test.scene(r).objects) == 2 and not test.scene(r).background.texture)
-caption = test.captions(look_at)[0]
-things = [region for region in test.regions(look_at) if region.kind in ("object", "phrase")]
-picture, its_text = to_tensor(test.pixels([look_at], 64)), tokenize(tokenizer, [caption], CONTEXT)
-spoken = group_words(tokenizer, its_text.ids[0])
+example = next(r for r in range(60, len(test)) if len(test.scene(r).objects) == 2 and not test.scene(r).background.texture)
+caption = test.captions(example)[0]
+regions = [region for region in test.regions(example) if region.kind in ("object", "phrase")]
+picture, its_text = to_tensor(test.pixels([example], 64)), tokenize(tokenizer, [caption], CONTEXT)
+caption_words = group_words(tokenizer, its_text.ids[0])
 with torch.no_grad():
     plan = attention.to_grid(trained.transport(picture, its_text)[0])  # (L, 8, 8)
 drawing.attention_figure(
-    test[look_at].image,
-    [word for word, _ in spoken],
-    [plan[pieces].mean(dim=0).numpy() for _, pieces in spoken],
-    [region.box for region in things],
-    columns=-(-(len(spoken) + 1) // 2),
+    test[example].image,
+    [word for word, _ in caption_words],
+    [plan[pieces].mean(dim=0).numpy() for _, pieces in caption_words],
+    [region.box for region in regions],
+    columns=-(-(len(caption_words) + 1) // 2),
 )
 
 # %% [markdown] slideshow={"slide_type": "slide"}
@@ -359,10 +359,10 @@ drawing.attention_figure(
 pieces = pieces_tokenizer()
 names = {noun: pieces.tokenize(noun) for noun in OBJECTS}
 print(" · ".join(" ".join(names[noun]) for noun in ("butterfly", "penguin", "sunflower", "dog", "frog")))
-asked = [(noun, n) for noun, broken in names.items() for n in range(len(broken)) if len(broken) > 1]
-rest = {(noun, n): (*names[noun][:n], "?", *names[noun][n + 1 :]) for noun, n in asked}
+cases = [(noun, n) for noun, broken in names.items() for n in range(len(broken)) if len(broken) > 1]
+rest = {(noun, n): (*names[noun][:n], "?", *names[noun][n + 1 :]) for noun, n in cases}
 unique = [question for question in rest.values() if list(rest.values()).count(question) == 1]
-print(f"one piece of a name masked: only one name is possible in {100 * len(unique) / len(asked):.0f} % of the cases")
+print(f"one piece of a name masked: only one name is possible in {100 * len(unique) / len(cases):.0f} % of the cases")
 
 # %% [markdown]
 # *Change one thing* below measures whether that matters in training.
@@ -475,8 +475,8 @@ drawing.bars_with_spread(
 
 # %% tags=["nbval-ignore-output"]
 model = trained if profile() == "quick" else model.cpu()
-asked_scenes = Scenes(400, split="test", seed=7)
-found = counterfactual(model, asked_scenes, tokenizer)
+test_scenes = Scenes(400, split="test", seed=7)
+found = counterfactual(model, test_scenes, tokenizer)
 found
 
 # %% [markdown]
@@ -485,7 +485,7 @@ found
 # the other words.
 
 # %% tags=["nbval-ignore-output"]
-filled = masked_words(model, asked_scenes, tokenizer)
+filled = masked_words(model, test_scenes, tokenizer)
 filled
 
 # %% tags=["check", "nbval-check-output"]
@@ -539,13 +539,13 @@ def maps_of(images, text, where):
 
 def maps_of_objects(scenes):
     """`maps_of` the word that names an object, for all objects of these scenes; their boxes; their rows."""
-    asked = [(row, region) for row in range(len(scenes)) for region in scenes.regions(row) if region.kind == "object"]
-    rows, nouns = [row for row, _ in asked], [region.phrase.split()[-1] for _, region in asked]
+    objects = [(row, region) for row in range(len(scenes)) for region in scenes.regions(row) if region.kind == "object"]
+    rows, nouns = [row for row, _ in objects], [region.phrase.split()[-1] for _, region in objects]
     text = tokenize(tokenizer, [scenes.captions(row)[0] for row in rows], CONTEXT)
     named = zip(text.ids, nouns, strict=True)
     where = [next(p[-1] for w, p in group_words(tokenizer, ids) if w == noun) for ids, noun in named]
     maps = maps_of(to_tensor(scenes.pixels(rows, 64)), text, torch.tensor(where))
-    return maps, torch.tensor([region.box for _, region in asked]), rows
+    return maps, torch.tensor([region.box for _, region in objects]), rows
 
 
 # %% [markdown]
@@ -579,11 +579,11 @@ length = its_text.length
 each = torch.zeros(length, dtype=torch.long)  # the same picture and caption for each token
 by_token = maps_of(picture[each], its_text[each], torch.arange(length))  # (L, 8, 8) by name
 drawing.attention_figure(
-    test[look_at].image,
-    [word for word, _ in spoken],
-    [by_token[chosen][pieces].mean(dim=0).numpy() for _, pieces in spoken],
-    [region.box for region in things],
-    columns=-(-(len(spoken) + 1) // 2),
+    test[example].image,
+    [word for word, _ in caption_words],
+    [by_token[chosen][pieces].mean(dim=0).numpy() for _, pieces in caption_words],
+    [region.box for region in regions],
+    columns=-(-(len(caption_words) + 1) // 2),
 )
 
 # %% [markdown] slideshow={"slide_type": "subslide"}
@@ -591,7 +591,7 @@ drawing.attention_figure(
 
 # %% tags=["nbval-ignore-output"]
 ways_of = {name: by_token[name].flatten(1) for name in best}
-AttentionViewer.of(model, test[look_at].image, caption, tokenizer, things, maps=ways_of)
+AttentionViewer.of(model, test[example].image, caption, tokenizer, regions, maps=ways_of)
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Change one thing
@@ -678,7 +678,7 @@ exercise.check_plan(my_plan)
 
 # %% [markdown]
 # Compare yours with the plan of the trained model for one pair. `[CLS]`, `[SEP]` and the class token take no part in WPA,
-# so we leave them out.
+# so we leave them out. `picture` and `its_text` are the pair of the figure in *Moving words onto patches*.
 
 # %% tags=["check", "nbval-check-output", "needs-solution"]
 with torch.no_grad():

@@ -166,13 +166,13 @@ batch = loader.batch(0)
 with torch.no_grad():
     similarities = trained.similarity(batch.images, batch.text)
 hardest = sampling_weights(similarities, find_positives(batch.image_ids, batch.text)).argmax(dim=1)
-said = tokenizer.batch_decode(batch.text.ids, skip_special_tokens=True)
-many = [i for i in range(64) if "left" in said[i] or "above" in said[i]][:6]
+captions = tokenizer.batch_decode(batch.text.ids, skip_special_tokens=True)
+many = [i for i in range(64) if "left" in captions[i] or "above" in captions[i]][:6]
 with drawing.style():
     figure, axes = plt.subplots(2, 3, figsize=(9, 5.8), layout="constrained")
     for ax, i in zip(axes.flat, many, strict=True):
         ax.imshow((batch.images[i].permute(1, 2, 0) + 1) / 2), ax.axis("off")
-        lines = [*textwrap.wrap("true: " + said[i], 40), *textwrap.wrap("drawn: " + said[hardest[i]], 40)]
+        lines = [*textwrap.wrap("true: " + captions[i], 40), *textwrap.wrap("drawn: " + captions[hardest[i]], 40)]
         ax.set_title("\n".join(lines), fontsize=8, loc="left")
     plt.show()
 
@@ -217,7 +217,7 @@ print("the sum of the three losses falls to less than .35 of its first value")
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Now train
-# `itc` starts low, because the bundled towers are aligned already. `itm` and `mlm` start at the loss of a constant guess.
+# `itc` starts low, because the bundled towers are aligned already. `itm` and `mlm` start at the loss of a constant prediction.
 #
 # *Profile `laptop` takes two to three minutes on two cores. Profile `quick`, which the automatic tests use, runs 20 steps
 # only. Set the environment variable `MINIVLP_PROFILE` before you start Jupyter to choose.*
@@ -292,10 +292,10 @@ Scores({f"{way} R@1, best {k} re-ranked": ranked[k][f"{way} R@1"] for way in ("t
 # %%
 def maps_of(scenes):
     """Maps by name, (R, rows, columns) each, of the word that names an object; the boxes of the objects; their rows."""
-    asked = [(r, region) for r in range(len(scenes)) for region in scenes.regions(r) if region.kind == "object"]
-    rows, boxes = [r for r, _ in asked], torch.tensor([region.box for _, region in asked])
+    objects = [(r, region) for r in range(len(scenes)) for region in scenes.regions(r) if region.kind == "object"]
+    rows, boxes = [r for r, _ in objects], torch.tensor([region.box for _, region in objects])
     captions = [scenes.captions(r)[0] for r in rows]
-    nouns = [region.phrase.split()[-1] for _, region in asked]
+    nouns = [region.phrase.split()[-1] for _, region in objects]
     images, text = to_tensor(scenes.pixels(rows, 64)), tokenize(tokenizer, captions, CONTEXT)
     named = zip(text.ids, nouns, strict=True)
     where = torch.tensor([next(p[-1] for w, p in group_words(tokenizer, ids) if w == noun) for ids, noun in named])
@@ -340,21 +340,21 @@ print("the best map, chosen on validation scenes, points into the box on more th
 # Here is the map of every word of one caption, by attention of the first fusion layer, averaged over heads:
 
 # %%
-look_at = next(r for r in range(60, len(test)) if len(test.scene(r).objects) == 3 and not test.scene(r).background.texture)
-caption = test.captions(look_at)[0]
-image, text = to_tensor(test.pixels([look_at], 64)), tokenize(tokenizer, [caption], CONTEXT)
+example = next(r for r in range(60, len(test)) if len(test.scene(r).objects) == 3 and not test.scene(r).background.texture)
+caption = test.captions(example)[0]
+image, text = to_tensor(test.pixels([example], 64)), tokenize(tokenizer, [caption], CONTEXT)
 with torch.no_grad(), record_attention(model) as weights:
     model.match(image, text)
 heads = weights["fusion.0.cross"][0, :, :, 1:]  # (H, L, P): the first layer, without the class token
 heat = heads.mean(dim=0)
 heat = heat / heat.sum(dim=1, keepdim=True)  # of each word's attention to patches, the share of each patch
-spoken = group_words(tokenizer, text.ids[0])
-things = [region for region in test.regions(look_at) if region.kind in ("object", "phrase")]
+caption_words = group_words(tokenizer, text.ids[0])
+regions = [region for region in test.regions(example) if region.kind in ("object", "phrase")]
 drawing.attention_figure(
-    test[look_at].image,
-    [word for word, _ in spoken],
-    [attention.to_grid(heat[pieces].mean(dim=0)).numpy() for _, pieces in spoken],
-    [region.box for region in things],
+    test[example].image,
+    [word for word, _ in caption_words],
+    [attention.to_grid(heat[pieces].mean(dim=0)).numpy() for _, pieces in caption_words],
+    [region.box for region in regions],
     columns=7,
 )
 
@@ -362,7 +362,7 @@ drawing.attention_figure(
 # Try it with all layers and heads: point at a word, or click a patch.
 
 # %% tags=["nbval-ignore-output"]
-AttentionViewer.of(model, test[look_at].image, caption, tokenizer, things)
+AttentionViewer.of(model, test[example].image, caption, tokenizer, regions)
 
 # %% [markdown] slideshow={"slide_type": "subslide"}
 # **Boxes from maps.** The paper finds the box of a phrase in this way without training on boxes: the answer is a box around
