@@ -102,7 +102,7 @@ for name, table in tables.items():
 # right caption. The same is done for the columns. The mean of both is the **symmetric contrastive loss** (InfoNCE):
 #
 # $$\mathcal{L} = -\frac{1}{2B}\sum_{i=1}^{B}\left[\log\frac{\exp(x_i^\top y_i/\tau)}{\sum_{j}\exp(x_i^\top y_j/\tau)}
-# + \log\frac{\exp(x_i^\top y_i/\tau)}{\sum_{j}\exp(x_j^\top y_i/\tau)}\right]$$
+# {} + \log\frac{\exp(x_i^\top y_i/\tau)}{\sum_{j}\exp(x_j^\top y_i/\tau)}\right]$$
 #
 # $\tau$ is the **temperature**. Cosines lie between -1 and 1. Without division by a small $\tau$, the probability of the
 # right one of 64 captions could not exceed $e^{1}/(e^{1}+63\,e^{-1}) = .10$.
@@ -362,7 +362,8 @@ for name in ("true", "object", "swap"):
     print(f"{name:7} {test.captions(two[0])[0] if name == 'true' else changed[two[0]][name]}: {cosines[name][0]:.2f}")
 
 # %% [markdown]
-# For swapped objects the differences lie on both sides of 0, so on any single picture the model may be right by luck.
+# For swapped objects the differences are close to 0 and lie on both sides: the text tower gives both captions nearly the same
+# vector. On a single picture the model is right or wrong by chance.
 #
 # Why? We do not know for sure. Two explanations are common. First, the training question can nearly always be answered by
 # *which* objects there are: in few batches do two pictures show the same objects in the same colors with different captions.

@@ -290,7 +290,7 @@ with drawing.style():
 
 # %% [markdown]
 # Each step starts from the plan of the step before. After fifty steps, *heart* goes to the hearts and *dog* to the dog.
-# The ground patch must take its share too, although no word names it. It gets most of *red*, because *heart* costs less
+# The ground patch must take its share too, although no word names it. It takes half of *red*, because *heart* costs less
 # elsewhere, and the part of *dog* that the dog patch cannot take.
 
 # %% tags=["nbval-check-output"]
