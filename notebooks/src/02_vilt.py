@@ -312,7 +312,8 @@ print("the loop and the library agree; words give a third each, patches take a q
 # **As a loss.** Let $\langle T, C\rangle = \sum_{ij} T_{ij} C_{ij}$ be the transport cost of a pair. It should be low for
 # matching pairs and high for mismatched ones. For a batch of $B$ pairs:
 #
-# $$\mathcal{L}_\mathrm{wpa} = \frac{0.1}{B}\Big(\sum_{\text{matching}} \langle T, C\rangle - \sum_{\text{mismatched}} \langle T, C\rangle\Big)$$
+# $$\mathcal{L}_\mathrm{wpa} = \frac{0.1}{B}\Big(\sum_{\text{matching}} \langle T, C\rangle
+# {} - \sum_{\text{mismatched}} \langle T, C\rangle\Big)$$
 #
 # The plan $T$ counts as a constant, so the gradient flows through the cost $C$ only: words move toward the patches to
 # which the plan sends them. We compare the cost for 64 matching pairs with that for 64 mismatched pairs:
@@ -726,7 +727,7 @@ exercise.check_sequence(my_sequence)
 # | RandAugment in fine-tuning | VQA 70.33 to 70.85 (Table 2) | not tried |
 #
 # **Two limits of ViLT.** First, it stays below models with a detector on some tasks: UNITER-base reaches 85.9 text and 72.5
-# image on Flickr30k and VQA 72.70 (as reported in the ViLT paper's tables). Second, it needs long training: from 25,000 to
+# image on Flickr30k and VQA 72.70 (as reported in later papers' tables). Second, it needs long training: from 25,000 to
 # 100,000 steps all scores rise (VQA 68.96, 69.80, 70.16); at 200,000 steps VQA and NLVR2 still rise, while fine-tuned text
 # retrieval falls (Flickr30k 83.69 to 83.50).
 #

@@ -403,8 +403,8 @@ drawing.bars_with_spread({name: runs for name, runs in ablation.items() if name 
 #   is .78. The counterfactual scores hardly change here, while the paper reports gains in all tasks. A possible reason, not
 #   tested: our image tower is frozen and was trained before.
 # * **Hard negatives** raise objects a little (.94 .. .95 to .96 .. .97) and R@1 by one point. Relations stay at chance.
-# * **The momentum model**, on ITC and also on MLM, makes no difference beyond the spread on counterfactuals, and R@1 is three
-#   to four points lower. See *Momentum distillation*.
+# * **The momentum model**, on ITC and also on MLM, makes no difference beyond the spread on counterfactuals, and R@1 is about
+#   four points lower. See *Momentum distillation*.
 # * **Negative captions** alone leave relations at .50 to .56 in 400 steps. The model above (.92 to .93) had the same negative
 #   captions, more steps (700), and fusion layers that had been trained with boxes.
 #
@@ -486,9 +486,10 @@ with drawing.style():
 
 # %% [markdown]
 # *What we see.* Wrong captions lower R@1. **In this setting (150 steps, one $\alpha$, one momentum) the momentum model does not
-# help at any of the four levels of noise:** R@1 is .03 to .09 lower, and the other two scores do not differ beyond the spread
-# of the seeds. Possible reasons, not tested: in a short run the model changes fast, so the momentum model is behind; and the
-# vectors in the queue come from older weights. We also have no run with the queue alone ($\alpha = 0$), so we cannot say
+# help at any of the four levels of noise:** text to image R@1 is .03 to .09 lower. Changed objects do not differ beyond the
+# spread of the seeds; changed colors are a little lower with noise (.63 to .65 against .67 to .68 at 60 %). Possible reasons,
+# not tested: in a short run the model changes fast, so the momentum model is behind; and the vectors in the queue come from
+# older weights. We also have no run with the queue alone ($\alpha = 0$), so we cannot say
 # which part costs R@1. The 150 steps are few in another respect: R@1 of the towers before training was .87, so even with
 # clean captions these steps lower it.
 #
