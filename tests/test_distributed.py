@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -324,3 +325,33 @@ def test_training_in_parts_is_training(float64):
 def test_what_cannot_be_computed_in_parts(model, parts, message):
     with pytest.raises(UserError, match=message):
         fit(small_model(model), Case(model).batch, Settings(steps=1), bar=False, device="cpu", accumulate=parts)
+
+
+# ---------------------------------------------------------------------------------------------- the page's exercise
+
+
+def exercise(number: int) -> type:
+    """The class of docs/distributed.md with a piece of code in the place of its gap: 1 the solution, 2 constants."""
+    page = (ROOT / "docs" / "distributed.md").read_text(encoding="utf-8")
+    blocks = [block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "rows" in block]
+    names: dict = {}
+    code = re.sub(r" +\.\.\..*\n", lambda gap: blocks[number], blocks[0])
+    exec(code, names)
+    return names["Apart"]
+
+
+def test_the_exercise_computes_what_it_says(float64):
+    """Without a gather the mean of the parts' losses; with constants the right loss and another gradient."""
+    batch, whole = Case(CLIP).batch(0), small_model(CLIP)
+    apart, constants = (exercise(number)(whole.config) for number in (1, 2))
+    apart.parts, constants.parts = 2, 2
+    losses = {}
+    for name, model in (("whole", whole), ("apart", apart), ("constants", constants)):
+        model.load_state_dict(whole.state_dict())
+        losses[name] = model.losses(batch)["itc"]
+        losses[name].backward()
+    halves = [whole.losses(batch[rows_of_part(6, part, 2)])["itc"].item() for part in range(2)]
+    assert losses["apart"].item() == pytest.approx(sum(halves) / 2, abs=1e-12) and losses["apart"] < losses["whole"]
+    assert losses["constants"].item() == pytest.approx(losses["whole"].item(), abs=1e-12)
+    right, wrong = (model.itc_head.project_text.weight.grad for model in (whole, constants))
+    assert (right - wrong).norm() > 0.05 * right.norm()
