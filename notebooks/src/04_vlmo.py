@@ -604,8 +604,8 @@ Scores({f"{way} R@1, best {k} re-ranked": ranked[k][f"{way} R@1"] for way in ("t
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Change one thing: do experts help?
-# One feed-forward layer for all tokens against experts. Everything else is equal, also the computation per token. Three seeds each
-# (`python tools/experiments.py vlmo_ablation`). **The number of parameters is not equal:** 1.9 million with experts, 1.2
+# One feed-forward layer for all tokens against experts. Everything else is equal, also the computation per token. Three seeds
+# each (`python tools/experiments.py vlmo_ablation`). **The number of parameters is not equal:** 1.9 million with experts, 1.2
 # million with one shared layer. So the experiment measures experts *together with* the additional parameters.
 
 # %%
@@ -680,6 +680,8 @@ drawing.bars_with_spread({name: runs for name, runs in carried.items() if name.s
 # the top? What if it starts early (`vl_from=1`)? Predict, then run; about two minutes each in profile `laptop`.
 
 # %% tags=["nbval-ignore-output"]
+if profile() == "quick":
+    print("profile quick: not run; restart with MINIVLP_PROFILE=laptop")
 for vl_from in (4, 1):
     if profile() != "quick":
         torch.manual_seed(0)

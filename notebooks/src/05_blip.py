@@ -708,7 +708,9 @@ drawing.bars_with_spread(mark_lower(cleaned, "facts wrong"), ["facts right", WRO
 # beside it: `captions.jsonl`, every caption with its score and whether it was kept.
 
 # %% tags=["nbval-ignore-output"]
-if profile() != "quick":
+if profile() == "quick":
+    print("profile quick: not run; restart with MINIVLP_PROFILE=laptop")
+else:
     simple = Scenes(400, split="validation", seed=5, objects=(1, 2))
     for name, some in {"web captions as they are": run.pretrained(), "after CapFilt": run.final()}.items():
         found = captions(some, simple, tokenizer)

@@ -651,6 +651,8 @@ drawing.bars_with_spread(
 # %% tags=["nbval-ignore-output"]
 validation = Scenes(200, split="validation", seed=3)
 image_config = XVLMConfig.nano(len(tokenizer)).image
+if profile() == "quick":
+    print("profile quick: not run; restart with MINIVLP_PROFILE=laptop")
 for name, image in {"sine waves": image_config, "learned": replace(image_config, sincos_positions=False)}.items():
     if profile() != "quick":
         torch.manual_seed(0)

@@ -402,7 +402,7 @@ if released:
 else:
     order = {name: (scores["relation"].value + scores["swap"].value) / 2 for name, scores in tested.items()}
     assert order["CLIP"] < 0.65 < order["BLIP"] and tested["CLIP"]["object"].value > 0.75
-    print("of our nano models, CLIP tells objects but not relations; BLIP, which started from grounded layers, tells both")
+    print("of our nano models, CLIP tells objects but not relations; BLIP, whose start was trained on relation phrases, tells both")
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## What each model failed at
@@ -427,7 +427,7 @@ for who, what in failed.items():
 # * **ViLT** must run once for every pair of image and text: a search among a thousand images is a thousand runs (lesson 02).
 # * **BLIP** has no answer "I do not know": it always writes a caption.
 #
-# And our nano models: outside their training data they do not become uncertain, they give wrong answers with high probability.
+# And our nano models: on photographs they still answer, and nearly all their answers above are wrong.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## What to try
@@ -465,7 +465,7 @@ for who, what in failed.items():
 #
 # ## Recap
 # * Released weights load into the classes of this course; each model needs its own preprocessing.
-# * A model outside its training data gives wrong answers, not uncertain ones.
+# * A model outside its training data still answers, and its answers are often wrong.
 # * Few pairs give wide intervals; drawn scenes are unfamiliar to models trained on photographs.
 #
 # ## Discussion
