@@ -487,7 +487,7 @@ with drawing.style():
 # %% [markdown]
 # *What we see.* Wrong captions lower R@1. **In this setting (150 steps, one $\alpha$, one momentum) the momentum model does not
 # help at any of the four levels of noise:** text to image R@1 is .03 to .09 lower. Changed objects do not differ beyond the
-# spread of the seeds; changed colors are a little lower with noise (.63 to .65 against .67 to .68 at 60 %). Possible reasons,
+# spread of the seeds; changed colors are lower on average, beyond the spread at 60 % (.63 to .65 against .67 to .68). Possible reasons,
 # not tested: in a short run the model changes fast, so the momentum model is behind; and the vectors in the queue come from
 # older weights. We also have no run with the queue alone ($\alpha = 0$), so we cannot say
 # which part costs R@1. The 150 steps are few in another respect: R@1 of the towers before training was .87, so even with
