@@ -286,8 +286,9 @@ print("the share of attention inside the box is more than 1.5 times the share of
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Change one thing
 # **The temperature.** CLIP learns it. Does that matter? Three variants, three seeds each, 150 steps, test scenes
-# (made by `python tools/experiments.py clip_temperature`). In this figure and in all that follow, a bar is the mean, dots
-# are single runs, and lines span them. A dashed line is chance.
+# (made by `python tools/experiments.py clip_temperature`). In this figure and those like it, a bar is the mean of the seeds and
+# each mark is one run. The line is the widest 95 % confidence interval of a single run, from resampling the pictures, and the
+# dashed line is chance.
 
 # %%
 drawing.bars_with_spread(by_variant("clip_temperature"), ["text to image R@1", "image to text R@1"])
