@@ -64,7 +64,7 @@ def test_thousands_of_pictures_get_a_mean_of_words_and_nothing_else(tokenizer):
     words = model.text.embed.token.weight
     assert words.shape == (len(tokenizer), 512) and 0.019 < words.std() < 0.021
     assert model.itc_head.project_text.weight.shape == (512, 512) and model.config.embed_width == 512
-    assert float(model.itc_head.scale()) == pytest.approx(1 / 0.07)
+    assert model.itc_head.scale().item() == pytest.approx(1 / 0.07)
     text = tokenize(tokenizer, ["a red heart left of a dog", "a dog"], 56)
     by_hand = [words[ids[real]].mean(dim=0) for ids, real in zip(text.ids, text.mask, strict=True)]
     expected = F.normalize(torch.stack(by_hand) @ model.itc_head.project_text.weight.T, dim=-1)
