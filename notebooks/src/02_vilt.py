@@ -496,7 +496,8 @@ print("masked words depend on the picture, and wrong colors are found; relations
 
 # %% [markdown]
 # Masked words are predicted better with the right picture, so word tokens do use the patches. Relations are not learned in
-# this budget. In the bundled model, with more than twice the steps, objects and counts improve; relations do not.
+# this budget. In the bundled model, with more than twice the steps and more scenes,
+# objects rise to .88 and counts to .79, but relations and swaps only to .62 and .56.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Which patches does a word use?
