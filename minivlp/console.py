@@ -1,6 +1,6 @@
 """A command at the terminal: output in any encoding, an end by Ctrl-C or a signal, and one line for what went wrong.
 
-`minivlp.__main__` and the tools use it.
+The command line (`minivlp.__main__`, `minivlp.commands`) and the tools use it.
 """
 
 from __future__ import annotations

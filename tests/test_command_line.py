@@ -20,7 +20,7 @@ def tiny(monkeypatch):
     for dict_of, regions in ((recipes.CLIP, 0), (recipes.XVLM, 2)):
         monkeypatch.setitem(dict_of, "laptop", Recipe("nano", 60, 64, (1, 2), 8, 3, regions_per_image=regions))
     monkeypatch.delenv("MINIVLP_PROFILE", raising=False)
-    monkeypatch.setattr("minivlp.__main__.EVALUATION_SCENES", 40)
+    monkeypatch.setattr("minivlp.commands.EVALUATION_SCENES", 40)
 
 
 @pytest.fixture

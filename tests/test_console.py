@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from minivlp import __main__ as command
+from minivlp import commands
 from minivlp.__main__ import main
 from minivlp.console import REMEDIES, did_you_mean, explained
 from minivlp.data.folders import DataError
@@ -57,7 +57,7 @@ def tiny(monkeypatch):
     for profile in ("quick", "laptop"):
         monkeypatch.setitem(recipes.CLIP, profile, Recipe("nano", 16, 64, (1, 2), 8, 2))
     monkeypatch.setattr(suite, "measure", lambda *given: measured.append(given) or Scores())
-    monkeypatch.setattr(command, "browse", lambda *_: None)
+    monkeypatch.setattr(commands, "browse", lambda *_: None)
     monkeypatch.delenv("MINIVLP_PROFILE", raising=False)
     return measured
 
@@ -280,7 +280,7 @@ def test_a_fault_of_our_own_keeps_its_traceback(monkeypatch):
     def broken(*_):
         raise RuntimeError("shapes do not match")
 
-    monkeypatch.setattr(command, "info", broken)
+    monkeypatch.setattr("minivlp.__main__.info", broken)
     with pytest.raises(RuntimeError, match="shapes"):
         main(["info"])
 
@@ -311,7 +311,7 @@ def test_every_error_of_the_system_names_file_option_and_remedy(number):
     ],
 )
 def test_errors_in_the_words_of_the_command_line(error, said):
-    assert explained(error, {}, command.OPTIONS).endswith(said)
+    assert explained(error, {}, commands.OPTIONS).endswith(said)
 
 
 def test_ours_that_cannot_be_imported_is_a_fault_of_ours():
@@ -330,7 +330,7 @@ def test_every_advice_has_an_option():
                 used |= {part.value for part in fixed if isinstance(part, ast.Constant)}
 
     assert {"split=None", "language", "tower", "Settings.lr", "image_tokens"} <= used
-    assert {word for word in used if isinstance(word, str)} <= set(command.OPTIONS)
+    assert {word for word in used if isinstance(word, str)} <= set(commands.OPTIONS)
 
 
 # ----------------------------------------------------------------------------------------------------------- near names

@@ -147,7 +147,7 @@ def test_a_fifth_of_the_words_is_replaced_and_no_special_token():
 def test_dropout_acts_in_training_only(tokenizer):
     scenes, model = Scenes(8), dual(tokenizer)
     batch = Loader(scenes, tokenizer, 8, 160, image_tokens=token_cache(model, scenes)).batch(0)
-    losses = {mode: [float(model.train(mode).losses(batch)["itc"]) for _ in range(3)] for mode in (False, True)}
+    losses = {mode: [model.train(mode).losses(batch)["itc"].item() for _ in range(3)] for mode in (False, True)}
     assert len(set(losses[False])) == 1 and len(set(losses[True])) == 3
 
 
@@ -297,7 +297,7 @@ def test_epochs_are_honored_pictures_are_decoded_once_and_a_resumed_run_is_the_s
     _, how = flickr
     decoded, plain = [], Folder.pixels
     monkeypatch.setattr(Folder, "pixels", lambda self, rows, size: decoded.extend(rows) or plain(self, rows, size))
-    monkeypatch.setattr("minivlp.__main__.held_out_for", lambda *_: None)
+    monkeypatch.setattr("minivlp.commands.held_out_for", lambda *_: None)
     command = ["train", "clip", *how, "--epochs", "9", "--batch", "32"]
     assert main([*command, "--out", str(tmp_path / "whole")]) == 0
     assert len((tmp_path / "whole" / "log.jsonl").read_text().splitlines()) == 9 * 10

@@ -29,7 +29,7 @@ def toy(monkeypatch):
     """The paper of tests/toy_paper.py, as README shows it, on few scenes."""
     monkeypatch.setitem(PAPERS, "toy", TOY)
     monkeypatch.setitem(toy_paper.RECIPES, "quick", replace(toy_paper.RECIPES["quick"], scenes=48))
-    monkeypatch.setattr("minivlp.__main__.EVALUATION_SCENES", 40)
+    monkeypatch.setattr("minivlp.commands.EVALUATION_SCENES", 40)
 
 
 # -------------------------------------------------------------------------------------------------------- add a paper
