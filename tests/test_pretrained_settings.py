@@ -16,12 +16,12 @@ from safetensors.torch import load_file, save_file
 from minivlp.data.batch import Text
 from minivlp.data.text import load_tokenizer
 from minivlp.layers.timm_tower import timm_tower
-from minivlp.layers.weight_files import UnsupportedModel, near_names, read_weights, without_prefixes
 from minivlp.models.clip import CLIP, CLIPConfig
 from minivlp.pretrained import load, save_pretrained
 from minivlp.pretrained.preprocess import pixel_statistics
 from minivlp.pretrained.settings import HARMLESS
 from minivlp.training.checkpoint import CheckpointError, init_from, load_model, save_model
+from minivlp.weight_files import UnsupportedModel, near_names, read_weights, without_prefixes
 
 transformers = pytest.importorskip("transformers")
 open_clip = pytest.importorskip("open_clip")

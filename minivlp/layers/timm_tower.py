@@ -24,7 +24,7 @@ from minivlp.layers.embeddings import ImageConfig, PixelNormalization
 from minivlp.layers.timm_weights import UnsupportedModel, encoder_from_timm, one_or_two, pixel_statistics
 from minivlp.layers.towers import ImageEncoder
 from minivlp.layers.transformer import BlockConfig
-from minivlp.layers.weight_files import CheckpointError, grouped, read_weights, suggestion
+from minivlp.weight_files import CheckpointError, grouped, read_weights, suggestion
 
 KEY_ERRORS = ("Missing", "Unexpected")  # torch's words for names that a model needs, and that it does not have
 

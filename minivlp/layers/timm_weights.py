@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from minivlp.layers.embeddings import ImageConfig, PixelNormalization, pixel_change
 from minivlp.layers.towers import ImageEncoder
 from minivlp.layers.transformer import ACTIVATIONS, BlockConfig
-from minivlp.layers.weight_files import UnsupportedModel
+from minivlp.weight_files import UnsupportedModel
 
 VIT_LAYER = {  # our names of the parts of a block, and timm's
     "self_norm": "norm1",

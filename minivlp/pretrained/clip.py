@@ -9,12 +9,12 @@ from torch import Tensor
 
 from minivlp.layers.embeddings import ImageConfig, TextConfig
 from minivlp.layers.transformer import BlockConfig
-from minivlp.layers.weight_files import UnsupportedModel
 from minivlp.models.clip import CLIPConfig
 from minivlp.pretrained.keys import Inputs, Release, Size, first, rest, scalar, transposed, with_prefix
 from minivlp.pretrained.parts import CLIP_LAYER, crop, transformers_block
 from minivlp.pretrained.preprocess import from_open_clip
 from minivlp.pretrained.settings import HARMLESS, Section, shown, transformers_sections
+from minivlp.weight_files import UnsupportedModel
 
 TRANSFORMERS = (
     ("logit_scale", "itc_head.scale.log_scale"),

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from minivlp.layers.weight_files import (
+from minivlp.weight_files import (
     EXTENSIONS,
     INDEX,
     CheckpointError,

@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from minivlp.layers.weight_files import CheckpointError, grouped
 from minivlp.training.checkpoint import weights
+from minivlp.weight_files import CheckpointError, grouped
 
 Size = tuple[int, int]  # height and width in pixels
 

@@ -18,7 +18,6 @@ from minivlp.data.pictures import to_rgbs
 from minivlp.data.text import load_tokenizer
 from minivlp.inference import tokenize_for
 from minivlp.layers.embeddings import ImageConfig, PixelNormalization, resize_positions
-from minivlp.layers.weight_files import CheckpointError, grouped
 from minivlp.papers import PAPERS, Paper
 from minivlp.pretrained.files import Files, find, read, read_settings
 from minivlp.pretrained.keys import Inputs, Release, Size, translate
@@ -38,6 +37,7 @@ from minivlp.training.checkpoint import (
     weights,
     without_random_init,
 )
+from minivlp.weight_files import CheckpointError, grouped
 
 OUR_PIXELS = {"image_mean": (0.5,) * 3, "image_std": (0.5,) * 3}  # our own models take pixels in [-1, 1]
 POSITIONS = ("image.embed.positions", "joint.image_embed.positions")
@@ -210,7 +210,7 @@ def load(
             are interpolated.
         config: our config, where the checkpoint does not tell its sizes and activation; it takes the place of the
             checkpoint's settings.
-        weight_set: which weights of a file that holds several, such as "model_ema" (`layers.weight_files`).
+        weight_set: which weights of a file that holds several, such as "model_ema" (`weight_files`).
     Raises CheckpointError that says what is missing or unknown in the checkpoint or its settings, or which sizes it
     does not tell, and UnsupportedModel, which is one, for what our classes cannot express;
     ValueError for an unknown family, and for an `image_size` where positions are relative (VLMo, X-VLM's Swin).

@@ -11,9 +11,9 @@ from torch import Tensor
 from minivlp.layers import timm_weights
 from minivlp.layers.embeddings import ImageConfig, TextConfig
 from minivlp.layers.transformer import BlockConfig
-from minivlp.layers.weight_files import CheckpointError
 from minivlp.pretrained.keys import Size, first, flat, plus_first, rest, stack, with_prefix
 from minivlp.pretrained.settings import Section
+from minivlp.weight_files import CheckpointError
 
 HEAD_WIDTH = 64  # of every released model here; the shapes of the tensors do not tell it
 

@@ -16,10 +16,10 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from minivlp.layers.weight_files import CheckpointError
 from minivlp.pretrained.keys import Size
 from minivlp.pretrained.parts import CLIP_MEAN_STD
 from minivlp.pretrained.settings import HARMLESS, Section, shown
+from minivlp.weight_files import CheckpointError
 
 FILE = "preprocess_cfg.json"  # where `save_pretrained` writes it
 INTERPOLATION = {

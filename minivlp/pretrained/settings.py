@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from minivlp.layers.transformer import ACTIVATIONS
-from minivlp.layers.weight_files import CheckpointError, UnsupportedModel
 from minivlp.pretrained.keys import Size
+from minivlp.weight_files import CheckpointError, UnsupportedModel
 
 GIVE_CONFIG = "give `config=`, which takes the place of these settings"
 

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minivlp.layers.weight_files import CheckpointError
 from minivlp.models.vlmo import VLMoConfig
 from minivlp.pretrained.keys import From, Release, Size, flat, plus_first, with_prefix
 from minivlp.pretrained.parts import MLM_HEAD, count, squash
+from minivlp.weight_files import CheckpointError
 
 LAYER = (
     ("norm1", "self_norm"),

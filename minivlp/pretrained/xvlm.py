@@ -12,7 +12,6 @@ from torch import Tensor
 from minivlp.layers.embeddings import ImageConfig
 from minivlp.layers.swin import SwinConfig
 from minivlp.layers.transformer import BlockConfig
-from minivlp.layers.weight_files import CheckpointError
 from minivlp.models.xvlm import XVLMConfig
 from minivlp.pretrained.keys import Release, Size, first, rest, with_prefix
 from minivlp.pretrained.parts import (
@@ -27,6 +26,7 @@ from minivlp.pretrained.parts import (
     squash,
     vit_config,
 )
+from minivlp.weight_files import CheckpointError
 
 REGION_BLOCKS = 4  # the released code's choice for its towers with a class token
 SWIN = (  # timm begins a stage with the merging of patches, the authors end one with it

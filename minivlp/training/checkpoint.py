@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from minivlp.layers.weight_files import CheckpointError, foreign, grouped, without_prefixes
+from minivlp.weight_files import CheckpointError, foreign, grouped, without_prefixes
 
 CHECKPOINTS = Path(__file__).resolve().parents[2] / "checkpoints"
 Model = TypeVar("Model", bound=nn.Module)

@@ -18,11 +18,11 @@ from minivlp.data.processes import ALONE, Processes
 from minivlp.device import bf16_is_fast, reuse_memory
 from minivlp.device import device as best_device
 from minivlp.errors import NotFinite
-from minivlp.layers.weight_files import CheckpointError
 from minivlp.training.accumulation import backward_in_parts
 from minivlp.training.optim import cosine, make_optimizers
 from minivlp.training.prefetch import Prefetch
 from minivlp.training.run import History, RunFolder, model_identity
+from minivlp.weight_files import CheckpointError
 
 
 @dataclass(frozen=True)
