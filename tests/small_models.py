@@ -86,7 +86,7 @@ def values_of(losses: dict[str, Tensor]) -> dict[str, float]:
 @contextmanager
 def computing_everything() -> Iterator[None]:
     """All tokens of all blocks are computed, of all texts at once, and what is not read is thrown away."""
-    run, attend, worth_it = Transformer.run, Block.attend, buckets.WORTH_IT
+    run, attend, pays = Transformer.run, Block.attend, buckets.pays
 
     def run_all(self, x, layers, mask=None, context=None, context_mask=None, cache=None, rows=None, parts=None):
         x = run(self, x, layers, mask, context, context_mask, cache, None, parts)
@@ -96,21 +96,21 @@ def computing_everything() -> Iterator[None]:
         x = attend(self, x, mask, cache, None)
         return x if rows is None else select(x, rows)
 
-    Transformer.run, Block.attend, buckets.WORTH_IT = run_all, attend_all, 0.0
+    Transformer.run, Block.attend, buckets.pays = run_all, attend_all, lambda *_: False
     try:
         yield
     finally:
-        Transformer.run, Block.attend, buckets.WORTH_IT = run, attend, worth_it
+        Transformer.run, Block.attend, buckets.pays = run, attend, pays
 
 
 @contextmanager
 def always_in_buckets() -> Iterator[None]:
     """Texts are split by length even where that saves nothing."""
-    worth_it, buckets.WORTH_IT = buckets.WORTH_IT, 2.0
+    pays, buckets.pays = buckets.pays, lambda *_: True
     try:
         yield
     finally:
-        buckets.WORTH_IT = worth_it
+        buckets.pays = pays
 
 
 def assert_exact_without_shortcuts(model: nn.Module, batch: Batch, **given: Any) -> None:

@@ -350,6 +350,7 @@ def some_texts() -> Text:
 def test_length_buckets_give_the_same_tokens_and_gradients(monkeypatch):
     encoder, text = TextEncoder(TextConfig(50, 12, 2, BLOCK, word_std=1.0)), some_texts()
     real, runs = text.mask[:, :10, None], []
+    monkeypatch.setattr(buckets, "LEAST_SAVED", 0)
 
     def run(rows, group):
         runs.append(group.length)
@@ -368,8 +369,9 @@ def test_length_buckets_give_the_same_tokens_and_gradients(monkeypatch):
         assert torch.allclose(a, b, atol=1e-9)
 
 
-def test_length_buckets_hand_out_rows_that_fit_their_texts():
+def test_length_buckets_hand_out_rows_that_fit_their_texts(monkeypatch):
     text = some_texts()
+    monkeypatch.setattr(buckets, "LEAST_SAVED", 0)
 
     def run(rows, group):
         assert torch.equal(text.ids[rows][:, : group.length], group.ids)
@@ -378,8 +380,9 @@ def test_length_buckets_hand_out_rows_that_fit_their_texts():
     assert torch.equal(in_length_buckets(text, run), text.ids[:, :1])
 
 
-def test_length_buckets_of_results_of_any_shape():
+def test_length_buckets_of_results_of_any_shape(monkeypatch):
     """Labels, places and image rows of a group are taken with its rows; shorter results are padded with zeros."""
+    monkeypatch.setattr(buckets, "LEAST_SAVED", 0)
     text, image = some_texts(), torch.randn(6, 3)
 
     def run(rows, group):
@@ -405,10 +408,17 @@ def test_texts_of_one_length_are_not_split(monkeypatch):
     calls = []
     in_length_buckets(text, lambda rows, group: calls.append(rows) or group.ids)
     assert calls == [slice(None)]
-    monkeypatch.setattr(buckets, "WORTH_IT", 0.0)
-    calls.clear()
-    in_length_buckets(some_texts(), lambda rows, group: calls.append(rows) or group.ids)
-    assert calls == [slice(None)]
+
+
+def test_a_split_that_saves_little_is_not_made(monkeypatch):
+    """32 of 72 tokens are saved: neither a share nor a number of them that is worth a second pass."""
+    for name, limit, split in (("LEAST_SAVED", 32, True), ("LEAST_SAVED", 33, False), ("WORTH_IT", 0.5, False)):
+        monkeypatch.setattr(buckets, "WORTH_IT", 0.9)
+        monkeypatch.setattr(buckets, "LEAST_SAVED", 0)
+        monkeypatch.setattr(buckets, name, limit)
+        calls = []
+        in_length_buckets(some_texts(), lambda rows, group, calls=calls: calls.append(rows) or group.ids)
+        assert (len(calls) == 2) == split
 
 
 # ------------------------------------------------------------------------------------------------- images of any shape
