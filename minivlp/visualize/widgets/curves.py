@@ -124,7 +124,7 @@ class LiveCurves(Widget):
                 look = {"linestyle": ("-", "--", ":", "-.")[i % 4], "color": PALETTE[i % len(PALETTE)]}
                 axes.plot(*np.array(points).T, **look, marker="o" if len(points) < 2 else "", label=name)
             if self.history:
-                axes.legend()
+                axes.legend(ncols=4, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
                 axes.grid(axis="y")
             else:
                 axes.text(0.5, 0.5, "no step is logged yet", ha="center", transform=axes.transAxes)
