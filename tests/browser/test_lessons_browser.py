@@ -15,6 +15,7 @@ from lesson import WIDGETS, widget_cells
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 LESSONS = ["01_clip", "05_blip", "06_xvlm"]
+TRAINING = "recipe.settings(), on_step=[curves.log_row]"
 SLOW = 5 * PATIENCE  # for the cells of a lesson
 ALL_RUN = """() => document.querySelector('[data-mime-type="application/vnd.jupyter.error"]') ||
     [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].every((p) => /\\[\\d+\\]/.test(p.textContent))"""
@@ -29,9 +30,13 @@ CLASSES = {
 
 @pytest.fixture(scope="module", params=LESSONS)
 def opened(request, lab, chromium):
-    """(name, page, kinds of widget): the lesson's widget cells in JupyterLab, all running in profile quick."""
+    """(name, page, kinds of widget): the lesson's widget cells in JupyterLab, all running in profile quick. Training is
+    made so long that it does not end before it is stopped."""
     name = request.param
     notebook = widget_cells(NOTEBOOKS / "src" / f"{name}.py")
+    trained = [cell for cell in notebook.cells if TRAINING in cell.source]
+    assert len(trained) == 1, "the lesson has one cell that trains with curves"
+    trained[0].source = trained[0].source.replace(TRAINING, "recipe.settings(steps=5000), on_step=[curves.log_row]")
     shown = {
         kind
         for kind in WIDGETS
