@@ -405,7 +405,7 @@ assert on_photos["trained on scenes"] < 0.5 and on_photos["trained on these phot
 print(f"R@1 on {len(photos)} photos: below .5 if trained on scenes, above .6 if trained on these very photos")
 
 # %%
-drawing.show_scenes([photos[row] for row in (1, 2)], columns=2, boxes=True)
+drawing.show_scenes([photos[2]], columns=2, boxes=True)
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # # Exercises

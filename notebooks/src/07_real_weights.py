@@ -393,7 +393,7 @@ def changed_facts(loaded, count):
         return counterfactual(loaded.model, scenes, loaded.tokenizer, batch_size=16)
 
 
-tested = {name: changed_facts(judge, 60 if released else 250) for name, judge in JUDGES.items()}
+tested = {name: changed_facts(judge, 60 if released else 100) for name, judge in JUDGES.items()}
 drawing.bars_with_spread({name: [scores] for name, scores in tested.items()}, list(tested["CLIP"]))
 
 # %% tags=["check", "nbval-check-output"]

@@ -45,8 +45,11 @@ def in_lab(browser, lab, notebook, name: str, patience: int = PATIENCE):
 
 def at(canvas, x: float, y: float) -> tuple[float, float]:
     """A place in the picture, in fractions, as a place on the screen."""
-    canvas.scroll_into_view_if_needed()
-    box = canvas.bounding_box()
+    for _ in range(20):  # JupyterLab takes a cell off the page and puts it back while others grow
+        canvas.scroll_into_view_if_needed()
+        if (box := canvas.bounding_box()) is not None:
+            break
+        canvas.page.wait_for_timeout(250)
     return box["x"] + x * box["width"], box["y"] + y * box["height"]
 
 
