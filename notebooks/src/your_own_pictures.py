@@ -109,7 +109,7 @@ for row in range(3):
 # **mean of its word vectors**, then one linear layer. In our trials a transformer learned less from 30,000 captions in
 # three times the time; from about twenty thousand pictures on the recipe uses one (where exactly it pays was not measured).
 #
-# Two things keep so small a model from learning the training captions by heart. Half of the image features are dropped in
+# Two things keep so small a model from memorizing the training captions. Half of the image features are dropped in
 # each step, and a fifth of the words is replaced by [MASK].
 #
 # Without a folder of yours, the image tower is that of our small CLIP. It has seen nothing but emoji in its life.
