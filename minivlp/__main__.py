@@ -25,8 +25,9 @@ import signal
 import sys
 from pathlib import Path
 
-from minivlp.commands import describe, evaluate, in_options, info, run_folder, train
+from minivlp.commands import describe, evaluate, info, run_folder, train
 from minivlp.console import Parser, notices_in_one_line, print_in_any_encoding, stopped_by_signals
+from minivlp.option_words import in_options
 from minivlp.papers import PAPERS
 
 

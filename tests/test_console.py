@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from minivlp import commands
+from minivlp import commands, option_words
 from minivlp.__main__ import main
 from minivlp.console import REMEDIES, did_you_mean, explained
 from minivlp.data.folders import DataError
@@ -311,7 +311,7 @@ def test_every_error_of_the_system_names_file_option_and_remedy(number):
     ],
 )
 def test_errors_in_the_words_of_the_command_line(error, said):
-    assert explained(error, {}, commands.OPTIONS).endswith(said)
+    assert explained(error, {}, option_words.OPTIONS).endswith(said)
 
 
 def test_ours_that_cannot_be_imported_is_a_fault_of_ours():
@@ -330,7 +330,7 @@ def test_every_advice_has_an_option():
                 used |= {part.value for part in fixed if isinstance(part, ast.Constant)}
 
     assert {"split=None", "language", "tower", "Settings.lr", "image_tokens"} <= used
-    assert {word for word in used if isinstance(word, str)} <= set(commands.OPTIONS)
+    assert {word for word in used if isinstance(word, str)} <= set(option_words.OPTIONS)
 
 
 # ----------------------------------------------------------------------------------------------------------- near names

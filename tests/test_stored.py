@@ -19,7 +19,7 @@ from minivlp.__main__ import main
 from minivlp.data.folders import Folder, open_folder
 from minivlp.data.loading import Loader
 from minivlp.data.scenes import Scenes
-from minivlp.data.stored import shards
+from minivlp.data.stored import shard_index
 from minivlp.data.text import load_tokenizer
 from minivlp.data.validation import DataError
 from minivlp.models.clip import CLIP, CLIPConfig
@@ -224,8 +224,8 @@ def test_memory_does_not_grow_with_the_pictures(tmp_path):
 
 def test_the_index_is_made_once_and_again_when_the_shard_changes(tmp_path, monkeypatch):
     spec, made = write_shards(tmp_path / "data"), []
-    real = shards.make_index
-    monkeypatch.setattr(shards, "make_index", lambda *given: made.append(given[0].name) or real(*given))
+    real = shard_index.make_index
+    monkeypatch.setattr(shard_index, "make_index", lambda *given: made.append(given[0].name) or real(*given))
     first = open_folder(spec)
     assert made == ["00000.tar", "00001.tar", "00002.tar"]
     second = open_folder(spec)

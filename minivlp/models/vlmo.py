@@ -37,17 +37,16 @@ import torch
 from torch import Tensor, nn
 
 from minivlp.data.batch import Text
-from minivlp.layers.attention import Rows, attention_mask
+from minivlp.layers.attention import Rows
 from minivlp.layers.buckets import in_length_buckets
 from minivlp.layers.embeddings import ImageConfig, TextConfig
-from minivlp.layers.experts import ExpertBlock, own_experts, vl_expert_from
 from minivlp.layers.heads import ContrastiveHead, LogScale, MaskedLMHead, MatchingHead, Pooler
-from minivlp.layers.relative import RelativePositions
-from minivlp.layers.single_stream import BERT_EPS, SingleStream, joint_real
+from minivlp.layers.single_stream import BERT_EPS
 from minivlp.layers.transformer import BlockConfig
 from minivlp.layers.weights import copy_parts
 from minivlp.models.pretraining import MatchingEncoded, PretrainingModel
 from minivlp.models.verbs import FIRST, ContrastiveVerbs, MaskedLMVerbs, MatchingVerbs
+from minivlp.models.vlmo_stream import VLMoStream
 from minivlp.objectives.contrastive import cosine_logits
 from minivlp.objectives.masking import IGNORE, TokenMasking, WordMasking, labeled_places, masked_loss
 from minivlp.objectives.matching import Negatives, hard_negatives, matching_loss
@@ -99,58 +98,6 @@ class VLMoConfig:
             embed_width=768,
             masking=WordMasking(mask_id=103, never_mask=(0, 100, 101, 102, 103)),
         )
-
-
-class VLMoStream(SingleStream):
-    """All layers, and the routes through them: x (B, N, D), whose first `text` tokens are text and the rest image."""
-
-    def __init__(self, config: VLMoConfig) -> None:
-        image, self.vl_from = config.image, config.vl_from
-        below, above = (("shared",),) * 2 if config.shared_expert else (("text", "image"), ("text", "image", "vl"))
-        experts = [below if layer < config.vl_from else above for layer in range(image.layers)]
-        super().__init__(image, config.text, (ExpertBlock(image.block, names) for names in experts))
-        nn.init.normal_(self.image_embed.class_token, std=0.02)
-        self.relative = None
-        if image.relative_positions:
-            length = config.text.context_length
-            self.relative = RelativePositions(length, image.grid, image.layers, image.block.heads)
-
-    def forward(self, x: Tensor, text: int, mask: Tensor | None = None, rows: Rows | None = None) -> Tensor:
-        """Tokens after the last LayerNorm, (B, N, D) or the `rows` asked for. mask (B, text): True on real tokens.
-
-        One modality goes through its own experts; of both together, all tokens go to the VL expert in the top layers.
-        """
-        route = own_experts(len(self.blocks), text, x.shape[1] - text)
-        if len(route[0]) > 1:
-            route = vl_expert_from(self.vl_from, route)
-        return super().forward(x, self.masks(text, x.shape[1] - text, mask), rows=rows, parts=route)
-
-    def branches(self, x: Tensor, text: int, mask: Tensor | None = None) -> Tensor:
-        """The first token of one modality (B, 1, 2, D): with its own experts in all layers, and with the VL expert in
-        the top layers. The layers below, and the attention of the layer where they part, are computed once."""
-        layers, image = len(self.blocks), x.shape[1] - text
-        masks, own = self.masks(text, image, mask), own_experts(layers, text, image)
-        at = self.vl_from
-        if at == layers:  # no layer has a VL expert
-            first = self.norm(self.run(x, range(layers), masks, rows=FIRST, parts=own))
-            return torch.stack([first, first], dim=2)
-        x = self.run(x, range(at), masks, parts=own)
-        rows = FIRST if at == layers - 1 else None
-        x = self.blocks[at].attend(x, masks[at] if isinstance(masks, list) else masks, rows=rows)
-        ends = []
-        for route in (own, vl_expert_from(at, own)):
-            top = self.blocks[at].feed(x, route[at])
-            ends.append(self.norm(self.run(top, range(at + 1, layers), masks, rows=FIRST, parts=route)))
-        return torch.stack(ends, dim=2)
-
-    def masks(self, text: int, image: int, mask: Tensor | None) -> Tensor | list[Tensor] | None:
-        """Which tokens may be attended to; with relative positions, a list with the bias of each layer."""
-        allowed = None if mask is None else attention_mask(joint_real(mask, image))  # (B, 1, 1, N)
-        if self.relative is None:
-            return allowed
-        bias = self.relative(text, image)[:, None]  # (layers, 1, H, N, N)
-        lowest = torch.finfo(torch.float16).min  # fits all dtypes, and its softmax weight is exactly 0 in each
-        return [layer if allowed is None else layer.masked_fill(~allowed, lowest) for layer in bias]
 
 
 class VLMoEncoded(MatchingEncoded):
@@ -207,7 +154,7 @@ class VLMo(ContrastiveVerbs, MatchingVerbs, MaskedLMVerbs, PretrainingModel):
         image, text = config.image, config.text
         if (image.layers, image.block) != (text.layers, text.block):
             raise ValueError("image and text go through the same layers: give both the same `layers` and `block`")
-        self.joint = VLMoStream(config)
+        self.joint = VLMoStream(image, text, config.vl_from, config.shared_expert)
         width = image.block.width
         self.match_head = MatchingHead(nn.Linear(width, 2), Pooler(width))
         self.mlm_head = MaskedLMHead(width, text.vocabulary, BERT_EPS)

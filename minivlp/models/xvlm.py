@@ -11,8 +11,8 @@ What was new: an object, a region and a whole image are all a set of patches wit
 matching and one masking loss serve all granularities; the image is encoded once for all of its regions; and a box is
 predicted from the text, which makes the towers keep where things are.
 
-Two published ways to turn a box into tokens: `PooledRegions` (the paper's Swin tower) and `ReencodedRegions` (its ViT
-and CLIP towers). A box around the whole image reproduces the plain forward pass in both.
+Two published ways to turn a box into tokens stand in `models.regions`: `PooledRegions` (the paper's Swin tower) and
+`ReencodedRegions` (its ViT and CLIP towers). A box around the whole image reproduces the plain forward pass in both.
 
 Code and paper: the box is never predicted from the region's own tokens, which would give the answer away. In the code
 every other row of a batch is a negative; here rows with the same text or the same box are not (`same_place`), because
@@ -26,20 +26,19 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from minivlp.data.batch import Batch, Text
 from minivlp.data.processes import ALONE, Processes
-from minivlp.layers.attention import KeysValues, Rows, attention_mask, gather_kv, select
+from minivlp.layers.attention import KeysValues, Rows, gather_kv, select
 from minivlp.layers.embeddings import ImageConfig, TextConfig
 from minivlp.layers.heads import BoxHead, mlp
 from minivlp.layers.swin import SwinConfig, SwinEncoder
 from minivlp.layers.timm_tower import image_tower
-from minivlp.layers.towers import ImageEncoder
 from minivlp.layers.transformer import BlockConfig
 from minivlp.models.aligned import AlignedEncoded
 from minivlp.models.fusion_encoder import FusionEncoder
+from minivlp.models.regions import PooledRegions, ReencodedRegions, same_place, with_first
 from minivlp.models.verbs import FIRST
 from minivlp.objectives.boxes import BoxLosses, box_losses, box_to_patches, counted_boxes
 from minivlp.objectives.contrastive import find_positives
@@ -93,58 +92,6 @@ class XVLMConfig:
             embed_width=256,
             masking=SpanMasking(mask_id=103, never_mask=(0, 100, 101, 102, 103)),
         )
-
-
-class PooledRegions:
-    """The Swin way: an image's first token is the mean of its patches, a region's the mean of those inside its box.
-
-    All patches are kept for every region, and the fusion layers attend to those inside. No block runs twice, and keys
-    and values of the patches are computed once per image.
-    """
-
-    def image_tokens(self, image: nn.Module, images: Tensor) -> Tensor:
-        """images (B, 3, H, W) -> tokens (B, 1+P, D)."""
-        patches = image(images)[:, 1:]  # (B, P, D)
-        return torch.cat([patches.mean(dim=1, keepdim=True), patches], dim=1)
-
-    def first_tokens(self, tokens: Tensor, rows: Tensor, inside: Tensor) -> Tensor:
-        """The first token (R, 1, D) of regions: `rows` (R,) says of which image, `inside` (R, P) of which patches."""
-        share = inside.to(tokens.dtype) / inside.sum(dim=1, keepdim=True)  # (R, P)
-        return share[:, None, :] @ tokens[rows, 1:]
-
-    def keys_values(self, model: FusionEncoder, encoded: RegionsEncoded) -> list[KeysValues]:
-        """Of each region, for each fusion layer: its own first token, and the patches of its image."""
-        of_first = model.keys_values(encoded.first_tokens)
-        of_images = gather_kv(encoded.full_keys_values, encoded.batch.regions.image_rows)
-        return [
-            tuple(torch.cat([one, of_image[:, :, 1:]], dim=2) for one, of_image in zip(*layer, strict=True))
-            for layer in zip(of_first, of_images, strict=True)
-        ]
-
-
-@dataclass(frozen=True)
-class ReencodedRegions:
-    """The ViT way: the last `blocks` of the image tower run again for each region, and attend to nothing outside it.
-
-    The first token sums up the region as the class token sums up the image; the blocks below saw the whole image, so a
-    region's tokens still know their surroundings.
-    """
-
-    blocks: int
-
-    def image_tokens(self, image: ImageEncoder, images: Tensor) -> Tensor:
-        """images (B, 3, H, W) -> tokens (B, 1+P, D)."""
-        return image(images)
-
-    def both(self, image: ImageEncoder, images: Tensor, rows: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens (B, 1+P, D) of images and (R, 1+P, D) of regions; `rows` and `inside` as in `PooledRegions`."""
-        layers = len(image.blocks)
-        lower, upper = range(layers - self.blocks), range(layers - self.blocks, layers)
-        x = image.run(image.embed(images), lower)
-        whole = image.run(x, upper)
-        # the regions last: recorded attention maps are those of the last pass
-        regions = image.run(x.index_select(0, rows), upper, attention_mask(with_first(inside)))
-        return image.norm(whole), image.norm(regions)
 
 
 class RegionsEncoded(AlignedEncoded):
@@ -298,16 +245,3 @@ class XVLM(FusionEncoder):
         if not isinstance(encoded, RegionsEncoded):
             return None
         return encoded.share(encoded.box_losses.giou, encoded.box_count)
-
-
-def with_first(inside: Tensor) -> Tensor:
-    """Patches (R, P) bool -> tokens (R, 1+P): the first token can always be attended to."""
-    return F.pad(inside, (1, 0), value=True)
-
-
-def same_place(image_ids: Tensor, boxes: Tensor) -> Tensor:
-    """(R,) numbers, equal where image and box are: "a heart" and "a red heart" of one box are no negatives.
-
-    image_ids (R,), boxes (R, 4).
-    """
-    return torch.cat([image_ids[:, None].double(), boxes.double()], dim=1).unique(dim=0, return_inverse=True)[1]
