@@ -87,7 +87,7 @@ ROWS = (
     of_minivlp(
         "blip", "BLIP (Li et al. 2022)", "BLIP", "transformers, authors' .pth", "05", on_folder="blip_on_folder"
     ),
-    of_minivlp("xvlm", "X-VLM (Zeng et al. 2022)", "XVLM", "authors' .pth", "06"),
+    of_minivlp("xvlm", "X-VLM (Zeng et al. 2022)", "XVLM", "authors' .pth", "07"),
 )
 PAPERS: dict[str, Paper] = {row.name: row for row in ROWS}
 

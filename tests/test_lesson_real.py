@@ -1,4 +1,4 @@
-"""Lesson 07 in the form that its page does not show: with released weights. Tiny random models in transformers' own
+"""Lesson 15 in the form that its page does not show: with released weights. Tiny random models in transformers' own
 files stand where the hub's would be, and every cell runs."""
 
 import build_notebooks
@@ -11,7 +11,7 @@ from minivlp.data.scenes import Scenes
 from minivlp.data.text import load_tokenizer
 
 transformers = pytest.importorskip("transformers")
-LESSON = next(build_notebooks.ROOT.glob("notebooks/*/07_real_weights.py"))
+LESSON = next(build_notebooks.ROOT.glob("notebooks/*/15_real_weights.py"))
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*means nothing before it is trained",
     "ignore:FigureCanvasAgg is non-interactive",

@@ -1,4 +1,4 @@
-"""Lesson 06's checks: the solution passes, typical wrong answers fail with the message meant for them."""
+"""Lesson 07's checks: the solution passes, typical wrong answers fail with the message meant for them."""
 
 import pytest
 import torch

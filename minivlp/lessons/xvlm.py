@@ -1,4 +1,4 @@
-"""Checks of lesson 06's exercises. Boxes are random, of one row, apart from each other, and without area."""
+"""Checks of lesson 07's exercises. Boxes are random, of one row, apart from each other, and without area."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from driving import PATIENCE, SHOTS, at, contrasts, drag, expect, in_lab, says, 
 from lesson import WIDGETS, widget_cells
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
-LESSONS = ["01_clip", "05_blip", "06_xvlm"]
+LESSONS = ["01_clip", "05_blip", "07_xvlm"]
 TRAINING = "recipe.settings(), on_step=[curves.log_row]"
 SLOW = 5 * PATIENCE  # for the cells of a lesson
 ALL_RUN = """() => document.querySelector('[data-mime-type="application/vnd.jupyter.error"]') ||

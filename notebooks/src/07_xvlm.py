@@ -8,7 +8,7 @@
 # ---
 
 # %% [markdown] slideshow={"slide_type": "slide"}
-# # 06 · X-VLM: aligning texts with regions
+# # 07 · X-VLM: aligning texts with regions
 #
 # **The question.** CLIP says that an image and a caption belong together. But *which part* of the image belongs to which
 # part of the caption? Can a model learn this without a detector that first cuts the image into objects?
@@ -838,4 +838,4 @@ print("the same as box_losses:", same.item())
 # 3. Boxes must be flipped, and texts with *left* or *right* must be changed or left out.
 # </details>
 #
-# **Next:** lesson 07 loads the released weights of CLIP, ViLT and BLIP into the classes of this course.
+# **Next:** lesson 15 loads the released weights of CLIP, ViLT and BLIP into the classes of this course.

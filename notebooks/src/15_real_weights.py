@@ -8,7 +8,7 @@
 # ---
 
 # %% [markdown] slideshow={"slide_type": "slide"}
-# # 07 · Released weights in our classes
+# # 15 · Released weights in our classes
 #
 # **The question.** You have built and trained models of six papers, all of them small and all on drawn scenes. The classes are
 # those of the papers, only with smaller sizes. So the weights that the authors published, trained on millions of
