@@ -16,7 +16,7 @@ from minivlp.data.dataset import height_width
 from minivlp.data.text import load_tokenizer
 from minivlp.evaluation.attention_maps import attention_in_box, pointing_game
 from minivlp.evaluation.cost import Cost, cost
-from minivlp.evaluation.forward import distinct, images_of, pair_scores
+from minivlp.evaluation.forward import caption_scores, distinct, images_of, pair_scores
 from minivlp.evaluation.grounding import grounding, iou, mean_box_of, predict
 from minivlp.evaluation.matching import counterfactual, masked_words
 from minivlp.evaluation.records import RECORDS, by_variant, load_runs, save_record
@@ -362,7 +362,8 @@ def test_cost_of_more_is_extrapolated_and_says_so():
 
 
 def test_a_missing_verb_is_named(tokenizer):
-    data = Toy([["a dog"], ["a cat"]], [[Region((0.5, 0.5, 0.1, 0.1), "a dog")], []])
+    truths = [Pair("dog", "cat"), Pair("cat", "dog")]
+    data = Toy([["a dog"], ["a cat"]], [[Region((0.5, 0.5, 0.1, 0.1), "a dog")], []], truths)
     verbs = {
         counterfactual: "match or embed_images",
         masked_words: "mlm_logits",
@@ -375,6 +376,8 @@ def test_a_missing_verb_is_named(tokenizer):
     for measured, verb in verbs.items():
         with pytest.raises(TypeError, match=f"Model has no {verb}:"):
             measured(Model(tokenizer), data, tokenizer)
+    with pytest.raises(TypeError, match="Model has no caption_logprob:"):
+        counterfactual(Model(tokenizer), data, tokenizer, score=caption_scores)
     with pytest.raises(ValueError, match="empty"):
         retrieval(Knows(tokenizer, []), Toy([]), tokenizer)
 
@@ -614,6 +617,28 @@ def test_matching_is_preferred_to_embedding(tokenizer):
     model = BagOfWords(tokenizer, data)
     model.match = KnowsPairs(tokenizer, data.texts).eval().match
     assert counterfactual(model, data, tokenizer, limit=20)["mean"].value == 1
+
+
+class WritesLikely(KnowsPairs):
+    """Its captioner knows which captions are true, its matching head prefers what is not."""
+
+    def caption_logprob(self, images, text):
+        return super().match(images, text) - text.mask.sum(dim=1)
+
+    def match(self, images, text):
+        return 1 - super().match(images, text)
+
+
+def test_a_pair_can_be_judged_by_the_likelihood_of_its_caption(tokenizer):
+    data = pairs_of_objects()
+    model = WritesLikely(tokenizer, data.texts)
+    assert counterfactual(model, data, tokenizer, score=caption_scores, batch_size=9)["mean"].value == pytest.approx(1)
+    assert counterfactual(model, data, tokenizer, batch_size=9)["mean"].value == 0
+    said = [data.texts[row][0] for row in (3, 3, 0)]
+    scores = [caption_scores(model, data, tokenizer, (3, 0, 0), said, size) for size in (1, 2, 8)]
+    assert all(torch.equal(found, scores[0]) for found in scores)
+    tokens = len(tokenizer(said[0])["input_ids"])
+    assert scores[0][:2].tolist() == [1 - tokens, -tokens]  # true of image 3, not of image 0
 
 
 def test_photos_have_no_known_truth(tokenizer):

@@ -5,7 +5,7 @@ Axes: B batch, M images, N texts.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -16,6 +16,7 @@ from minivlp.data.lost_text import check_texts
 from minivlp.inference import device_of, share_image_encoding, tokenize_for
 
 Item = TypeVar("Item", bound=Hashable)
+PairScore = Callable[..., Tensor]  # as `pair_scores`: (model, dataset, tokenizer, rows, texts, batch_size) -> (n,)
 
 
 def need(model: Any, *verbs: str) -> None:
@@ -59,7 +60,7 @@ def images_of(model: Any, dataset: Any, rows: Sequence[int]) -> Tensor:
 def for_each_text(
     model: Any, verb: str, dataset: Any, tokenizer: Any, rows: Sequence[int], texts: Sequence[str]
 ) -> Tensor:
-    """The result of `verb` (match, ground) for text i and the image of row i, (B, ...), in one pass.
+    """The result of `verb` (match, caption_logprob, ground) for text i and the image of row i, (B, ...), in one pass.
 
     A model that has the verb's `_many` form encodes each image once, so texts of one image should be neighbors.
     """
@@ -111,4 +112,21 @@ def pair_scores(
             (images, image_rows), (different, text_rows) = (distinct(items) for items in asked)
             features = embed_texts(model, tokenizer, different, batch_size)
             parts.append(score_all(model, dataset, images, features, batch_size)[image_rows, text_rows])
+    return torch.cat(parts).float()
+
+
+def caption_scores(
+    model: Any, dataset: Any, tokenizer: Any, rows: Sequence[int], texts: Sequence[str], batch_size: int = 250
+) -> Tensor:
+    """Log-probability of text i as the caption of the image of row i, (n,): the sum over its tokens, [SEP] included.
+
+    It judges a pair by the captioner alone, which has never been trained on a false caption. Longer texts are less
+    likely, and a sentence that training captions rarely contain is unlikely for every image: compare with the same
+    texts on other images to see what the image adds. Texts of one image should be neighbors.
+    """
+    need(model, "caption_logprob")
+    parts = []
+    for some in chunks(range(len(rows)), batch_size):
+        asked = [int(rows[i]) for i in some], [texts[i] for i in some]
+        parts.append(for_each_text(model, "caption_logprob", dataset, tokenizer, *asked))
     return torch.cat(parts).float()

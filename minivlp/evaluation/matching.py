@@ -14,7 +14,7 @@ import torch
 from minivlp.data.batch import Text
 from minivlp.data.english import FUNCTION_WORDS
 from minivlp.data.text import group_words
-from minivlp.evaluation.forward import chunks, first_rows, images_of, need, pair_scores
+from minivlp.evaluation.forward import PairScore, chunks, first_rows, images_of, need, pair_scores
 from minivlp.evaluation.score import Scores, bootstrap
 from minivlp.inference import evaluating, tokenize_for
 
@@ -28,17 +28,18 @@ def counterfactual(
     limit: int | None = None,
     batch_size: int = 250,
     language: str = "en",
+    score: PairScore = pair_scores,
 ) -> Scores:
     """How often the true caption scores above the same caption with one fact changed, by kind of change, and the mean.
 
-    Kinds: object, color, size, relation, swap (two objects exchanged), count, as far as they apply to a scene. A pair
-    is scored by `match` if the model has it, else by `score` of its features. A tie counts half, and chance is one
+    Kinds: object, color, size, relation, swap (two objects exchanged), count, as far as they apply to a scene.
+    `score` judges a pair: `pair_scores` by the model's `match` if it has it, else by `score` of its features;
+    `caption_scores` by the log-probability of the text as the image's caption. A tie counts half, and chance is one
     half. `mean` gives every kind the same weight, however often it applies. Source of the idea: Yuksekgonul et al.
     2023, "When and why vision-language models behave like bags-of-words".
 
     Raises ValueError when the dataset does not know the truth of its images (photos, folders).
     """
-    need(model, "match", "embed_images")
     rng = np.random.default_rng(seed)
     asked: list[tuple[int, str, str, str]] = []  # (row, kind, true caption, changed caption)
     for row in first_rows(dataset, limit):
@@ -52,8 +53,7 @@ def counterfactual(
     rows, kinds, true_texts, changed_texts = zip(*asked, strict=True)
     with evaluating(model):
         true, changed = (
-            pair_scores(model, dataset, tokenizer, rows, texts, batch_size).cpu()
-            for texts in (true_texts, changed_texts)
+            score(model, dataset, tokenizer, rows, texts, batch_size).cpu() for texts in (true_texts, changed_texts)
         )
     if not (true.isfinite().all() and changed.isfinite().all()):
         raise ValueError("The model's scores contain NaN or infinity, so they cannot be compared.")
