@@ -32,6 +32,7 @@ from minivlp.evaluation.retrieval import (
 )
 from minivlp.evaluation.score import Score, Scores, bootstrap, median, spread, table
 from minivlp.evaluation.suite import measure
+from minivlp.inference import evaluating
 
 NOUNS = ["dog", "cat", "bus", "car", "lion", "panda", "apple", "house"]
 
@@ -635,7 +636,8 @@ def test_a_pair_can_be_judged_by_the_likelihood_of_its_caption(tokenizer):
     assert counterfactual(model, data, tokenizer, score=caption_scores, batch_size=9)["mean"].value == pytest.approx(1)
     assert counterfactual(model, data, tokenizer, batch_size=9)["mean"].value == 0
     said = [data.texts[row][0] for row in (3, 3, 0)]
-    scores = [caption_scores(model, data, tokenizer, (3, 0, 0), said, size) for size in (1, 2, 8)]
+    with evaluating(model):
+        scores = [caption_scores(model, data, tokenizer, (3, 0, 0), said, size) for size in (1, 2, 8)]
     assert all(torch.equal(found, scores[0]) for found in scores)
     tokens = len(tokenizer(said[0])["input_ids"])
     assert scores[0][:2].tolist() == [1 - tokens, -tokens]  # true of image 3, not of image 0

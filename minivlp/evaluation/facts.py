@@ -170,6 +170,12 @@ def proofread(caption: str, scene: Scene) -> tuple[list[tuple[str, bool]], list[
     return [(word, index in verdict.wrong) for index, word in enumerate(words_of(caption))], verdict.missing
 
 
+def is_true(caption: str, scene: Scene) -> bool:
+    """Whether this is a sentence of the grammar that states nothing false; it may leave out objects and their colors."""
+    facts = english.parse(caption)
+    return facts is not None and scene.holds(facts)
+
+
 def tells_all(caption: str, scene: Scene) -> bool:
     """Whether this is a complete and true caption: in the grammar, all objects named with their colors, no error.
 

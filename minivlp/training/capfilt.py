@@ -59,6 +59,34 @@ def by_cosine(model: Any, images: Tensor, image_rows: Tensor, text: Text) -> Ten
     return (model.embed_images(images)[image_rows] * model.embed_texts(text)).sum(dim=-1)
 
 
+def candidates(noisy: Any, synthetic: Sequence[str]) -> list[Line]:
+    """All captions that the filter is to judge, as lines of `row`, `source`, `caption`: those of the web, and the new
+    ones, one for each row of `noisy`, row by row."""
+    return [
+        {"row": row, "source": source, "caption": text}
+        for row in range(len(noisy))
+        for source, texts in (("web", noisy.captions(row)), ("synthetic", [synthetic[row]]))
+        for text in texts
+    ]
+
+
+def judged(lines: Sequence[Line], scores: Sequence[float], threshold: float) -> list[Line]:
+    """The lines with the `score` of each, and whether it is `kept`: at least `threshold`, and not an empty caption."""
+    return [
+        {**line, "score": round(score, 6), "kept": score >= threshold and bool(line["caption"])}
+        for line, score in zip(lines, scores, strict=True)
+    ]
+
+
+def merge(lines: Sequence[Line]) -> dict[int, list[str]]:
+    """The captions of these lines by row, in their order, without repetitions and empty captions."""
+    texts: dict[int, list[str]] = {}
+    for line in lines:
+        if line["caption"] and line["caption"] not in texts.setdefault(line["row"], []):
+            texts[line["row"]].append(line["caption"])
+    return texts
+
+
 class CapFilt:
     """The pipeline. Each method is a stage and first runs the stages that it needs; `final()` runs all.
 
@@ -140,15 +168,19 @@ class CapFilt:
 
         The paper's ablation compares it with captions of one source alone, and with all of them unfiltered.
         """
-        texts: dict[int, list[str]] = {}
-        for line in self.table():
-            wanted = line["source"] in sources and (line["kept"] or not filtered)
-            if wanted and line["caption"] and line["caption"] not in texts.setdefault(line["row"], []):
-                texts[line["row"]].append(line["caption"])
+        lines = [line for line in self.table() if line["source"] in sources and (line["kept"] or not filtered)]
         name = "final"
         if not filtered or len(sources) < 2:
             name = "-".join([name, *sources, *([] if filtered else ["unfiltered"])])
-        return self._train(name, PRETRAIN, Recaptioned(self.noisy, texts, self.clean), self.pretrain)
+        return self.trained_on(lines, name)
+
+    def trained_on(self, lines: Sequence[Line], name: str) -> nn.Module:
+        """A new model, trained from scratch on the captions of these lines of `table` and on the clean ones.
+
+        `final` calls it with the captions that the filter keeps; call it with another choice of lines to compare
+        filters. The model is kept in the folder `name`, so give each choice its own name.
+        """
+        return self._train(name, PRETRAIN, Recaptioned(self.noisy, merge(lines), self.clean), self.pretrain)
 
     def scores(self, lines: Sequence[Mapping[str, Any]], scorer: Scorer) -> list[float]:
         """What a scorer makes of captions with the filter: `lines` as in `table`, in the order of their rows."""
@@ -210,18 +242,8 @@ class CapFilt:
         return lines
 
     def _score(self) -> list[Line]:
-        synthetic = self.synthetic()
-        lines = [
-            {"row": row, "source": source, "caption": text}
-            for row in range(len(self.noisy))
-            for source, texts in (("web", self.noisy.captions(row)), ("synthetic", [synthetic[row]]))
-            for text in texts
-        ]
-        scored = []
-        for line, score in zip(lines, self.scores(lines, self.scorer), strict=True):
-            kept = score >= self.threshold and bool(line["caption"])
-            scored.append({**line, "score": round(score, 6), "kept": kept})
-        return scored
+        lines = candidates(self.noisy, self.synthetic())
+        return judged(lines, self.scores(lines, self.scorer), self.threshold)
 
     def _lines(self, name: str, make: Callable[[], list[Line]]) -> list[Line]:
         """The lines of a file in the folder, which is made first where it is missing."""
