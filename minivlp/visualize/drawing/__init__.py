@@ -1,5 +1,5 @@
-"""Figures: scenes and boxes, heat maps, captions, experts, retrieval, training curves, scores over seeds, and the
-family of models.
+"""Figures: scenes and boxes, heat maps, captions, experts, retrieval, training curves, scores over seeds, the
+family of models, and the structure of each.
 
 Every function returns a matplotlib Figure and shows nothing by itself: as the last line of a cell it is displayed once,
 `figure.savefig("x.png")` saves it; `draw_boxes` and `heat` draw into given axes. Backgrounds are transparent, and text
@@ -24,13 +24,16 @@ from minivlp.visualize.drawing.ink import (
     WIDTH,
     style,
 )
+from minivlp.visualize.drawing.model_colors import color_of
 from minivlp.visualize.drawing.pictures import attention_figure, attention_grid, draw_boxes, heat, show_scenes
 from minivlp.visualize.drawing.results import bars_with_spread, training_curves
 from minivlp.visualize.drawing.retrieval import retrieval_grid, similarity_matrix
+from minivlp.visualize.drawing.sequences import number_tables, stacked_bars, token_strip
+from minivlp.visualize.drawing.structure import structure
 
 __all__ = [
-    "attention_figure", "attention_grid", "bars_with_spread", "caption_grid", "draw_boxes", "expert_figure",
-    "frozen_table", "heat", "retrieval_grid", "show_scenes", "similarity_matrix", "style", "taxonomy",
-    "training_curves", "word_attention",
+    "attention_figure", "attention_grid", "bars_with_spread", "caption_grid", "color_of", "draw_boxes",
+    "expert_figure", "frozen_table", "heat", "number_tables", "retrieval_grid", "show_scenes", "similarity_matrix", "structure", "style",
+    "taxonomy", "training_curves", "word_attention",
     "BLUE", "GREEN", "HEAT", "INK", "MARKERS", "ORANGE", "PALETTE", "PURPLE", "SKY", "VERMILION", "WIDTH",
 ]  # fmt: skip
