@@ -16,7 +16,7 @@ from minivlp.data.dataset import height_width
 from minivlp.data.text import load_tokenizer
 from minivlp.evaluation.attention_maps import attention_in_box, pointing_game
 from minivlp.evaluation.cost import Cost, cost
-from minivlp.evaluation.forward import caption_scores, distinct, images_of, pair_scores
+from minivlp.evaluation.forward import caption_likelihood, distinct, images_of, pair_scores
 from minivlp.evaluation.grounding import grounding, iou, mean_box_of, predict
 from minivlp.evaluation.matching import counterfactual, masked_words
 from minivlp.evaluation.records import RECORDS, by_variant, load_runs, save_record
@@ -378,7 +378,7 @@ def test_a_missing_verb_is_named(tokenizer):
         with pytest.raises(TypeError, match=f"Model has no {verb}:"):
             measured(Model(tokenizer), data, tokenizer)
     with pytest.raises(TypeError, match="Model has no caption_logprob:"):
-        counterfactual(Model(tokenizer), data, tokenizer, score=caption_scores)
+        counterfactual(Model(tokenizer), data, tokenizer, score=caption_likelihood)
     with pytest.raises(ValueError, match="empty"):
         retrieval(Knows(tokenizer, []), Toy([]), tokenizer)
 
@@ -633,11 +633,13 @@ class WritesLikely(KnowsPairs):
 def test_a_pair_can_be_judged_by_the_likelihood_of_its_caption(tokenizer):
     data = pairs_of_objects()
     model = WritesLikely(tokenizer, data.texts)
-    assert counterfactual(model, data, tokenizer, score=caption_scores, batch_size=9)["mean"].value == pytest.approx(1)
+    assert counterfactual(model, data, tokenizer, score=caption_likelihood, batch_size=9)[
+        "mean"
+    ].value == pytest.approx(1)
     assert counterfactual(model, data, tokenizer, batch_size=9)["mean"].value == 0
     said = [data.texts[row][0] for row in (3, 3, 0)]
     with evaluating(model):
-        scores = [caption_scores(model, data, tokenizer, (3, 0, 0), said, size) for size in (1, 2, 8)]
+        scores = [caption_likelihood(model, data, tokenizer, (3, 0, 0), said, size) for size in (1, 2, 8)]
     assert all(torch.equal(found, scores[0]) for found in scores)
     tokens = len(tokenizer(said[0])["input_ids"])
     assert scores[0][:2].tolist() == [1 - tokens, -tokens]  # true of image 3, not of image 0

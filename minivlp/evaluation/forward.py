@@ -115,7 +115,7 @@ def pair_scores(
     return torch.cat(parts).float()
 
 
-def caption_scores(
+def caption_likelihood(
     model: Any, dataset: Any, tokenizer: Any, rows: Sequence[int], texts: Sequence[str], batch_size: int = 250
 ) -> Tensor:
     """Log-probability of text i as the caption of the image of row i, (n,): the sum over its tokens, [SEP] included.

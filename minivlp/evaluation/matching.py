@@ -34,7 +34,7 @@ def counterfactual(
 
     Kinds: object, color, size, relation, swap (two objects exchanged), count, as far as they apply to a scene.
     `score` judges a pair: `pair_scores` by the model's `match` if it has it, else by `score` of its features;
-    `caption_scores` by the log-probability of the text as the image's caption. A tie counts half, and chance is one
+    `caption_likelihood` by the log-probability of the text as the image's caption. A tie counts half, and chance is one
     half. `mean` gives every kind the same weight, however often it applies. Source of the idea: Yuksekgonul et al.
     2023, "When and why vision-language models behave like bags-of-words".
 
