@@ -1,0 +1,36 @@
+"""What the lessons share: costs of code, and the words that name objects."""
+
+import torch
+
+from minivlp.data.scenes import Scenes
+from minivlp.data.text import load_tokenizer
+from minivlp.lessons.common import milliseconds, multiplications, object_words
+
+
+def test_a_matrix_product_is_counted_in_multiplications():
+    assert multiplications(lambda: torch.ones(2, 3) @ torch.ones(3, 5)) == 2 * 3 * 5
+
+
+def test_the_shortest_of_several_runs_counts():
+    calls = []
+    assert milliseconds(lambda: calls.append(0), times=3) >= 0 and len(calls) == 3
+
+
+def test_object_words_point_at_the_noun_of_each_object():
+    tokenizer, scenes = load_tokenizer(), Scenes(12, split="test", seed=7, objects=(2, 2))
+    words, number = object_words(scenes, tokenizer), 0
+    for row in range(len(scenes)):
+        for region in (region for region in scenes.regions(row) if region.kind == "object"):
+            token = words.text.ids[number, words.places[number]]
+            assert tokenizer.decode([int(token)]).strip() == region.phrase.split()[-1]
+            assert words.rows[number] == row and torch.allclose(words.boxes[number], torch.tensor(region.box))
+            number += 1
+    assert number == len(words) and words.images.shape == (number, 3, 64, 64)
+
+
+def test_parts_hold_all_rows_with_texts_of_one_length():
+    words = object_words(Scenes(5, split="test", seed=7, objects=(2, 2)), load_tokenizer())
+    parts = list(words.parts(4))
+    assert [len(part) for part in parts] == [4, 4, len(words) - 8]
+    assert {part.text.length for part in parts} == {words.text.length}
+    assert torch.equal(torch.cat([part.boxes for part in parts]), words.boxes)
