@@ -171,7 +171,7 @@ def proofread(caption: str, scene: Scene) -> tuple[list[tuple[str, bool]], list[
 
 
 def is_true(caption: str, scene: Scene) -> bool:
-    """Whether this is a sentence of the grammar that states nothing false; it may leave out objects and their colors."""
+    """Whether this is a sentence of the grammar that states nothing false; it may leave out objects and colors."""
     facts = english.parse(caption)
     return facts is not None and scene.holds(facts)
 
