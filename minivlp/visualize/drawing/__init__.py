@@ -33,7 +33,7 @@ from minivlp.visualize.drawing.structure import structure
 
 __all__ = [
     "attention_figure", "attention_grid", "bars_with_spread", "caption_grid", "color_of", "draw_boxes",
-    "expert_figure", "frozen_table", "heat", "number_tables", "retrieval_grid", "show_scenes", "similarity_matrix", "structure", "style",
-    "taxonomy", "training_curves", "word_attention",
+    "expert_figure", "frozen_table", "heat", "number_tables", "retrieval_grid", "show_scenes", "similarity_matrix",
+    "stacked_bars", "structure", "style", "taxonomy", "token_strip", "training_curves", "word_attention",
     "BLUE", "GREEN", "HEAT", "INK", "MARKERS", "ORANGE", "PALETTE", "PURPLE", "SKY", "VERMILION", "WIDTH",
 ]  # fmt: skip
