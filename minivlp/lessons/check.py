@@ -85,7 +85,13 @@ def _gradients(loss: Tensor, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     """Gradient of the loss for each input, zeros where it does not depend on it."""
     if not loss.requires_grad:
         return {name: torch.zeros_like(value) for name, value in inputs.items()}
-    found = torch.autograd.grad(loss.sum(), list(inputs.values()), retain_graph=True, allow_unused=True)
+    try:
+        found = torch.autograd.grad(loss.sum(), list(inputs.values()), retain_graph=True, allow_unused=True)
+    except RuntimeError as error:
+        raise NotYet(
+            "The value is right, but loss.backward() stops: a tensor that the gradient needs was changed in place "
+            "(`+=`, `x[...] =`, a method that ends in `_`)."
+        ) from error
     return {
         name: torch.zeros_like(value) if gradient is None else gradient
         for (name, value), gradient in zip(inputs.items(), found, strict=True)
