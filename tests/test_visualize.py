@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from matplotlib.colors import to_rgb
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text as DrawnText
 from PIL import Image
@@ -23,7 +23,16 @@ from minivlp.layers.attention import Attention, record_attention
 from minivlp.models.clip import CLIP, CLIPConfig
 from minivlp.models.vilt import ViLT, ViLTConfig
 from minivlp.visualize import drawing
-from minivlp.visualize.attention import cls_map, grad_cam, joint_map, rollout, to_grid, word_patch_similarity
+from minivlp.visualize.attention import (
+    cls_map,
+    grad_cam,
+    joint_map,
+    rollout,
+    text_patch_similarity,
+    to_grid,
+    value_tokens,
+    word_patch_similarity,
+)
 from minivlp.visualize.drawing import ink
 
 plt.switch_backend("Agg")  # no window, wherever the tests run
@@ -131,16 +140,46 @@ def test_grad_cam_says_what_is_missing(clip):
         grad_cam(frozen, lambda: frozen()[:, 0, 2], ["image.0.self"])
 
 
-def test_word_patch_similarity_equals_the_cosines_one_by_one(clip):
+@pytest.mark.parametrize("layer", [-1, 0])
+def test_value_tokens_are_what_the_class_token_mixes(clip, layer):
+    """The attention's output for the class token is the mean of the values, weighted by its attention."""
+    block = clip.image.blocks[layer]
+    kept, norm = {}, clip.image.norm
+    block.self_attention.register_forward_hook(lambda module, inputs, output: kept.update(out=output[:, 0]))
+    with torch.no_grad(), record_attention(clip) as maps:
+        images = torch.randn(2, 3, 64, 64)
+        clip.encode_image(images)
+        mixed, weights = kept["out"], maps[f"image.{layer % 2}.self"][:, :, 0]  # (B, D), (B, H, 1+P)
+        assert weights.shape == (2, 4, 65)
+        clip.image.norm = nn.Identity()
+        values = value_tokens(clip.image, images, layer)  # (B, P, D)
+        clip.image.norm = norm
+        assert torch.allclose(value_tokens(clip.image, images, layer), norm(values), atol=1e-5)
+        own = kept["out"]  # the class token's own value
+    block.self_attention._forward_hooks.clear()
+    with torch.no_grad():  # heads have weights of their own: compare head by head, before the output projection
+        inverse = torch.linalg.inv(block.self_attention.out.weight.T.double())
+        bias = block.self_attention.out.bias
+        heads = lambda x: ((x - bias).double() @ inverse).unflatten(-1, (4, -1))  # noqa: E731
+        everything = torch.cat([heads(own)[:, None], heads(values)], dim=1)  # (B, 1+P, H, D/H)
+        expected = torch.einsum("bhp,bphd->bhd", weights.double(), everything)
+    assert torch.allclose(heads(mixed), expected, atol=1e-4)
+
+
+def test_similarities_with_patches_equal_the_cosines_one_by_one(clip):
     images, ids = torch.randn(2, 3, 64, 64), torch.randint(7, 50, (2, 5))
     ids[1, 3:] = 0
     text = text_of(ids)
-    found = word_patch_similarity(clip, images, text)
-    assert found.shape == (2, 5, 64) and not found[1, 3:].any()
+    words = word_patch_similarity(clip, images, text)
+    assert words.shape == (2, 5, 64) and not words[1, 3:].any()
     with torch.no_grad():
-        patch = clip.itc_head.project_image(clip.encode_image(images)[1, 1 + 17])
+        values = value_tokens(clip.image, images)
+        patch = clip.itc_head.project_image(values[1, 17])
         word = clip.itc_head.project_text(clip.encode_text(text)[1, 2])
-    assert found[1, 2, 17].item() == pytest.approx(torch.cosine_similarity(word, patch, 0).item(), abs=1e-5)
+    assert words[1, 2, 17].item() == pytest.approx(torch.cosine_similarity(word, patch, 0).item(), abs=1e-5)
+    whole = text_patch_similarity(clip, values, text)
+    assert whole.shape == (2, 64)
+    assert whole[1, 17].item() == pytest.approx(words[1, 2, 17].item(), abs=1e-5)  # its last token stands for the text
     with pytest.raises(TypeError, match="cross-attention"):
         word_patch_similarity(OneLayer(), images, text)
 
@@ -287,6 +326,60 @@ def test_bars_show_every_seed_the_mean_and_chance():
     assert list(seeds) == [0.8, 0.9] and np.allclose(interval, [0.75, 0.95]) and set(chance) == {0.5}
     with pytest.raises(ValueError, match="at least one run"):
         drawing.bars_with_spread({"CLIP": []})
+
+
+def test_bars_say_what_they_show():
+    def said_below(runs):
+        return [text.get_text() for text in drawing.bars_with_spread(runs).legends[0].texts]
+
+    seeds = said_below({"plain": [scores(0.8), scores(0.9)]})
+    assert seeds == ["mean of the seeds", "one seed", "95 % interval (the widest of the seeds)", "chance"]
+    assert said_below({"plain": [scores(0.8)]}) == ["value", "95 % interval", "chance"]
+
+
+@pytest.mark.parametrize(
+    ("measure", "shown"),
+    [
+        ("text to image R@1", "text to image R@1"),
+        ("facts wrong", "facts wrong\n(lower is better)"),
+        ("facts wrong (lower is better)", "facts wrong (lower is better)"),  # said once
+        ("image to text median rank", "image to text median rank\n(lower is better)"),
+        ("validation loss", "validation loss\n(lower is better)"),
+        ("masked word: right image", "masked word: right image"),
+        ("masked word: wrong image", "masked word: wrong image\n(lower if the image is used)"),
+        ("masked word: no image", "masked word: no image\n(guessed from the text)"),
+        ("where, gray image", "where, gray image\n(guessed from the text)"),
+        ("kept, lossless", "kept, lossless"),  # a word that only contains one of ours
+    ],
+)
+def test_measures_of_which_less_is_better_say_so(measure, shown):
+    ax = drawing.bars_with_spread({"a": [{measure: Score(0.5, 0.4, 0.6, 0.5, 9)}]}).axes[0]
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == [shown]
+
+
+def test_bars_of_models_have_the_colors_of_the_models():
+    def drawn(*labels):
+        bars = (
+            drawing.bars_with_spread({label: [{"object": scores(0.8)["object"]}] for label in labels}).axes[0].patches
+        )
+        return [(to_hex(bar.get_facecolor()), bar.get_hatch() or "") for bar in bars]
+
+    albef, xvlm = (drawing.color_of(title).lower() for title in ("ALBEF", "X-VLM"))
+    first, second, other = drawn("ALBEF, grounded", "ALBEF, plain", "X-VLM nano")
+    assert first == (albef, "") and second[0] == albef and second[1] and other == (xvlm, "")
+    plain = [(color.lower(), "") for color in drawing.PALETTE[:2]]
+    assert drawn("ALBEF", "without ITC") == plain  # not all are models
+    assert drawn("X-VLM, boxes", "X-VLM, none") == plain  # the same color twice would say nothing
+    assert drawn("X-VLM") == [(xvlm, "")]
+
+
+def test_curves_say_what_lines_and_dots_are():
+    def said_below(*arguments):
+        return [text.get_text() for text in drawing.training_curves(*arguments).legends[0].texts]
+
+    assert said_below(history()) == ["each step", "running mean", "validation"]
+    assert said_below(history().steps) == ["each step", "running mean"]
+    assert said_below(history(), ["R@1"]) == ["validation"]
 
 
 def test_taxonomy_orders_the_parts_as_the_papers_do():

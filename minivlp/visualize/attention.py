@@ -122,19 +122,51 @@ def decoder_attention(model: nn.Module, images: Tensor, text: Text) -> dict[str,
     return {name: F.pad(layer[:, :, :-1], (0, 0, 1, 0)) for name, layer in weights.items()}
 
 
+def value_tokens(tower: nn.Module, images: Tensor, layer: int = -1) -> Tensor:
+    """What a token receives when it attends to one patch alone, for every patch: (B, P, D).
+
+    These are the values of one layer's self-attention after its output projection, then the tower's last LayerNorm,
+    without residual and feed-forward layer. `tower` is an `ImageEncoder`; `layer` counts as list indices do, and the
+    last one is usual.
+
+    Patches of a tower that was trained by contrast are read from here. Its loss sees the class token alone, and the
+    class token takes from the last layer a weighted mean of these values. The outputs of the patches themselves reach
+    no loss. Source: Zhou et al. 2022, "Extract free dense labels from CLIP" (MaskCLIP), section 3.
+    """
+    layer = range(len(tower.blocks))[layer]
+    x, block = tower.run(tower.embed(images), range(layer)), tower.blocks[layer]
+    alone = torch.eye(x.shape[1], dtype=torch.bool, device=x.device)  # each token attends to itself, with weight 1
+    values = block.attention_scale(block.self_attention(block.self_norm(x), mask=alone))  # (B, 1+P, D)
+    return tower.norm(values)[:, 1:]
+
+
+def text_patch_similarity(model: nn.Module, patches: Tensor, text: Text) -> Tensor:
+    """Cosine of the vector of each text with every patch of its image in the joint space: (B, P).
+
+    patches: (B, P, D), row i from the image of text i: `value_tokens`, or the tower's outputs. Needs `itc_head` and
+    `embed_texts`.
+    """
+    with evaluating(model):
+        vectors = F.normalize(model.itc_head.project_image(patches).float(), dim=-1)  # (B, P, E)
+        return torch.einsum("be,bpe->bp", model.embed_texts(text), vectors)
+
+
 def word_patch_similarity(model: nn.Module, images: Tensor, text: Text) -> Tensor:
     """Cosine of every text token with every patch in the joint space: (B, L, P); zero where the text is padding.
 
-    Needs `itc_head`, `encode_image` and `encode_text`. The contrastive loss trains the class token and one token of the
-    text only, so the map of a dual encoder is rough; FILIP (Yao et al. 2022, section 3.2) trains all tokens.
-    Raises TypeError for a model without `itc_head`.
+    Needs `itc_head`, `encode_image` and `encode_text`. Patches are `value_tokens` where the image tower has blocks of
+    ours, and its outputs otherwise (timm's feature maps). The contrastive loss trains one vector of each text only, so
+    the map of a dual encoder is rough; FILIP (Yao et al. 2022, section 3.2) trains all tokens. Raises TypeError for a
+    model without `itc_head`.
     """
     if not hasattr(model, "itc_head"):
         raise TypeError(f"{type(model).__name__} has no joint space for text and patches: use its cross-attention.")
     with evaluating(model):
-        head = model.itc_head
-        patches = F.normalize(head.project_image(model.encode_image(images)[:, 1:]).float(), dim=-1)  # (B, P, E)
-        tokens = F.normalize(head.project_text(model.encode_text(text)).float(), dim=-1)  # (B, L, E)
+        tower = model.image
+        has_values = hasattr(tower, "blocks")
+        patches = value_tokens(tower, images) if has_values else model.encode_image(images)[:, 1:]  # (B, P, D)
+        patches = F.normalize(model.itc_head.project_image(patches).float(), dim=-1)  # (B, P, E)
+        tokens = F.normalize(model.itc_head.project_text(model.encode_text(text)).float(), dim=-1)  # (B, L, E)
         return tokens @ patches.transpose(1, 2) * text.mask[..., None]  # (B, L, P)
 
 

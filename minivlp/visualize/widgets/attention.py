@@ -98,8 +98,8 @@ class AttentionViewer(Widget):
         """Run `model` on an image and a caption, and show the attention of its words to the patches.
 
         For a model whose text attends to patches (by cross-attention, or in one joint sequence): the attention of all
-        layers and heads. For a dual encoder such as CLIP: the cosine of each word with each patch in the joint space,
-        as a softmax over the patches with temperature 0.07, which is no attention.
+        layers and heads. For a dual encoder such as CLIP: the cosine of each word with each patch in the joint space
+        (`word_patch_similarity`), as a softmax over the patches with temperature 0.07, which is no attention.
 
         `maps` shows other weights, such as Grad-CAM or a transport plan: (layers, heads, L, P), (heads, L, P) or (L, P)
         for the L tokens of the caption as `tokenize` makes them and the P patches without the class token; or several
