@@ -1,0 +1,35 @@
+"""Bars of scored options: one bar for each text, true ones marked by more than their color."""
+
+import numpy as np
+import pytest
+from matplotlib.patches import Rectangle
+
+from minivlp.visualize.drawing.options import Options, option_bars
+
+
+def bars(ax):
+    return [patch.get_width() for patch in ax.patches if isinstance(patch, Rectangle)]
+
+
+def test_every_text_has_its_score_and_a_true_one_a_tick():
+    first, second = (
+        Options("fits?", ["a cat", "a dog"], [0.9, 0.25], right={0}),
+        Options("next?", ["a"], np.array([1.0])),
+    )
+    figure = option_bars([first, second], widths=[2, 1])
+    left, right = figure.axes
+    assert bars(left) == [0.9, 0.25] and bars(right) == [1.0]
+    assert [text.get_text() for text in left.texts] == ["✓ a cat", "a dog"]
+    assert left.get_title() == "fits?" and left.get_ylim() == right.get_ylim()  # bars of all panels are equally thick
+
+
+def test_pictures_stand_above_their_panels():
+    picture = np.zeros((8, 8, 3), np.uint8)
+    figure = option_bars([Options("one", ["x"], [0.5], image=picture), Options("two", ["y"], [0.5])])
+    above, empty, *_ = figure.axes
+    assert len(above.images) == 1 and not empty.images
+
+
+def test_a_text_without_a_score_is_an_error():
+    with pytest.raises(ValueError, match="'fits' has 2 texts and 1 scores"):
+        option_bars([Options("fits", ["a", "b"], [0.5])])
