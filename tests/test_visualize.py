@@ -22,6 +22,7 @@ from minivlp.evaluation.score import Score
 from minivlp.layers.attention import Attention, record_attention
 from minivlp.models.clip import CLIP, CLIPConfig
 from minivlp.models.vilt import ViLT, ViLTConfig
+from minivlp.papers import PAPERS
 from minivlp.visualize import drawing
 from minivlp.visualize.attention import (
     cls_map,
@@ -231,9 +232,14 @@ FIGURES = {
     "retrieval": lambda: drawing.retrieval_grid(["a dog", "a cat"], [sample("x").image] * 3, np.eye(3)[:, :2], [0, 2]),
     "matrix": lambda: drawing.similarity_matrix(np.eye(3), ["a", "b", "c"], [sample("x").image] * 3),
     "matrix of many": lambda: drawing.similarity_matrix(np.random.rand(20, 30), ["a caption"] * 30),
+    "matrices": lambda: drawing.similarity_matrices({"a": np.eye(2), "b": -np.eye(2)}, [sample("x").image] * 2),
+    "patches": lambda: drawing.cut_into_patches(sample("x").image, 8),
+    "differences": lambda: drawing.differences({"a": [0.1, -0.2], "b": [0.3]}, "cosine", sample("x").image),
     "curves": lambda: drawing.training_curves(history()),
+    "runs": lambda: drawing.curves({"loss": {"a": [2, 1], "b": [1]}, "R@1": {"a": [0, 1]}}, {"R@1": 0.1}),
     "bars": lambda: drawing.bars_with_spread({"CLIP": [scores(0.8), scores(0.9)], "X-VLM": [scores(0.95)]}),
     "taxonomy": drawing.taxonomy,
+    "timeline": lambda: drawing.timeline({"CLIP": "01"}),
 }
 
 
@@ -386,6 +392,22 @@ def test_taxonomy_orders_the_parts_as_the_papers_do():
     text = " ".join(t.get_text() for t in drawing.taxonomy().axes[0].texts)
     for order in ("VE > TE > MI", "VE = TE > MI", "VE > MI > TE", "MI > VE = TE"):
         assert order in text
+
+
+def test_timeline_has_every_paper_of_the_library():
+    lessons = {row.title.split(" (")[0]: row.lesson for row in PAPERS.values()}
+    said = " ".join(t.get_text() for t in drawing.timeline(lessons).axes[0].texts)
+    for title, lesson in lessons.items():
+        assert f"{title}\nlesson {lesson}" in said
+    for title in ("CoCa", "FLAVA", "FILIP", "Chinese-CLIP", "GIT", "BEiT-3", "BridgeTower"):
+        assert title in said
+
+
+def test_patches_are_cut_row_by_row():
+    image = np.zeros((16, 24, 3), np.uint8)
+    image[8:, 16:] = 255  # the last patch of the second row
+    drawn = drawing.cut_into_patches(image, 8).axes[1].images
+    assert len(drawn) == 6 and [int(patch.get_array().max()) for patch in drawn] == [0, 0, 0, 0, 0, 255]
 
 
 TEXTS = {  # what a caption may hold, and no drawing may take for a formula

@@ -1,14 +1,16 @@
-"""The family of models: where each design spends its computation."""
+"""The family of models: where each design spends its computation, and when each paper appeared."""
 
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Mapping
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
 from minivlp.visualize.drawing.ink import BLUE, GREEN, INK, ORANGE, WIDTH, new_figure, style
+from minivlp.visualize.drawing.model_colors import color_of
 
 # name, year, then how heavy are: image encoder, text encoder, interaction; then what they are made of
 FAMILY = (
@@ -18,6 +20,47 @@ FAMILY = (
     ("ViLT", "2021", 0.4, 0.4, 3.2, ("linear layer", "embedding", "transformer")),
     ("ALBEF", "2021", 3.0, 1.6, 1.6, ("transformer", "transformer", "cross-attention")),
 )
+
+# where image and text meet: the papers of that kind, with the year and month in their numbers on arXiv
+# (of CoCa and GIT, both in May, also the part of the month)
+PAPERS = {
+    "only as vectors": (("CLIP", 2021, 3), ("FILIP", 2021, 11), ("Chinese-CLIP", 2022, 11)),
+    "in one transformer": (("ViLT", 2021, 2), ("VLMo", 2021, 11), ("BEiT-3", 2022, 8)),
+    "in fusion layers": (("ALBEF", 2021, 7), ("X-VLM", 2021, 11), ("FLAVA", 2021, 12), ("BridgeTower", 2022, 6)),
+    "in a text decoder": (("BLIP", 2022, 1), ("CoCa", 2022, 4.6), ("GIT", 2022, 5.4)),
+}
+
+
+def timeline(lessons: Mapping[str, str]) -> Figure:
+    """When the papers of the course appeared, one row for each place where image and text meet.
+
+    lessons: title -> number of the lesson that builds the model; these are drawn filled, the others hollow. The color
+    is the model's own (`color_of`).
+    """
+    with style():
+        figure, axes = new_figure(1, 1, WIDTH, 4.2)
+        ax = axes[0, 0]
+        for row, papers in enumerate(PAPERS.values()):
+            ax.axhline(row, color=INK, lw=0.6, alpha=0.4, zorder=0)
+            for name, year, month in papers:
+                x, color = year + (month - 0.5) / 12, color_of(name)
+                ax.scatter(x, row, s=120, color=color if name in lessons else "white", edgecolors=color, lw=2, zorder=3)
+                below = name in ("GIT", "FLAVA")  # close to the paper before
+                label = f"{name}\nlesson {lessons[name]}" if name in lessons else name
+                place = {"xytext": (0, -9 if below else 9), "va": "top" if below else "bottom"}
+                ax.annotate(label, (x, row), textcoords="offset points", ha="center", fontsize=9, **place)
+        ax.set_xlim(2020.95, 2023.05)
+        ax.set_xticks([2021 + quarter / 4 for quarter in range(9)])
+        ax.set_xticklabels([f"{m} {y}" for y in (2021, 2022) for m in ("Jan", "Apr", "Jul", "Oct")] + ["Jan 2023"])
+        ax.set_ylim(len(PAPERS) - 0.4, -0.75)
+        ax.set_yticks(range(len(PAPERS)), list(PAPERS))
+        ax.tick_params(axis="y", length=0)
+        ax.spines["left"].set_visible(False)
+        ax.text(0, 1.0, "where image and text meet", fontweight="bold", ha="right", va="top", transform=ax.transAxes)
+        for kind, look in (("a lesson builds it", INK), ("named in the course", "white")):
+            ax.scatter([], [], s=60, color=look, edgecolors=INK, lw=1.5, label=kind)
+        ax.legend(ncols=2, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.1)
+    return figure
 
 
 def taxonomy() -> Figure:
