@@ -16,7 +16,7 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Box:
-    """A part of the model. Its first line is its name, in bold. `frozen`: hatched, with a snowflake."""
+    """A part of the model. Its first line is its name, in bold. `frozen`: hatched."""
 
     name: str
     text: str
@@ -86,8 +86,8 @@ class Arrow:
 
     Its ends are written as "name side" or "name side fraction" ("fusion left .3": on the left edge, 30 % from the
     bottom). Without a fraction the arrow is straight where that is possible, else it leaves from the middle. `through`:
-    corners, where the way with the fewest would cross something. `label` stands beside the longest piece, on the side
-    `beside`: above or below, left or right.
+    corners, where the way with the fewest would cross something. `label` stands beside the longest piece, or the one
+    numbered `piece`, on the side `beside`: above or below, left or right.
     """
 
     start: str
@@ -96,6 +96,7 @@ class Arrow:
     label: str = ""
     through: tuple[Point, ...] = ()
     beside: str = ""
+    piece: int | None = None
 
 
 @dataclass(frozen=True)

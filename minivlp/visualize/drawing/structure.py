@@ -136,7 +136,9 @@ def _arrow(ax: Axes, arrow: Arrow, parts: dict[str, Part]) -> None:
     ax.add_patch(FancyArrowPatch(path=path, color=color, ls=dashes, lw=1.3, fill=False, zorder=3, **head))
     if not arrow.label:
         return
-    (x0, y0), (x1, y1) = max(pairwise(points), key=lambda piece: np.hypot(*np.subtract(*piece)))
+    pieces = list(pairwise(points))
+    longest = max(pieces, key=lambda piece: np.hypot(*np.subtract(*piece)))
+    (x0, y0), (x1, y1) = longest if arrow.piece is None else pieces[arrow.piece]
     x, y = (x0 + x1) / 2, (y0 + y1) / 2
     beside = arrow.beside or ("above" if abs(x1 - x0) > abs(y1 - y0) else "right")
     dx, dy, ha, va = {
@@ -151,7 +153,7 @@ def _arrow(ax: Axes, arrow: Arrow, parts: dict[str, Part]) -> None:
 
 def _legend(ax: Axes, design: Design) -> None:
     """The kinds of parts and arrows that occur, in one line at the lower edge."""
-    boxes = [part for part in design.parts if isinstance(part, Box)]
+    boxes = [part for part in design.parts if type(part) is Box]
     x, y = 0.15, 0.14
     for kind, (fill, edge, meaning) in KINDS.items():
         if any(box.kind == kind for box in boxes):
