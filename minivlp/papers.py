@@ -77,7 +77,13 @@ def of_minivlp(
 
 ROWS = (
     of_minivlp(
-        "clip", "CLIP (Radford et al. 2021)", "CLIP", "transformers, open_clip", "01", on_folder="clip_on_folder"
+        "clip",
+        "CLIP (Radford et al. 2021)",
+        "CLIP",
+        "transformers, open_clip",
+        "01",
+        "negclip:NegCLIP",
+        on_folder="clip_on_folder",
     ),
     of_minivlp(
         "vilt", "ViLT (Kim et al. 2021)", "ViLT", "transformers, authors' .ckpt", "02", "vilt_answers:ViLTAnswers"

@@ -31,15 +31,16 @@ class TokenMasking:
 
     mask_id: the id of [MASK]. never_mask: ids that are never chosen. BERT, ViLT and VLMo leave out all special tokens;
     ALBEF's code leaves out [PAD] and [CLS] only, so that it may mask [SEP].
-    alone: ids that are masked without any others, such as the words of relations. In half of the texts that contain one
-    all of these are chosen and nothing else; in the remaining texts none of these. "A dog left of a cup" can be
-    completed without "left", but not without "left" and "dog". Ours; what it is worth: docs/recipe.md.
+    alone: ids that are masked without any others, such as the words of relations. In a share `alone_rate` of the texts
+    that contain one all of these are chosen and nothing else; in the remaining texts none of these. "A dog left of a
+    cup" can be completed without "left", but not without "left" and "dog". Ours; what it is worth: docs/recipe.md.
     """
 
     rate: float = 0.15
     mask_id: int = 3
     never_mask: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6)
     alone: tuple[int, ...] = ()
+    alone_rate: float = 0.5
 
     def choose(self, text: Text, generator: torch.Generator | None = None) -> Tensor:
         """(B, L) bool: which tokens are to be predicted. A short text may have none."""
@@ -47,7 +48,7 @@ class TokenMasking:
         if not self.alone:
             return self.draw(text, candidates, generator)
         asked = candidates & torch.isin(text.ids, text.ids.new_tensor(self.alone))
-        only_these = asked.any(dim=1) & (_rand(text.ids[:, 0], generator) < 0.5)  # (B,)
+        only_these = asked.any(dim=1) & (_rand(text.ids[:, 0], generator) < self.alone_rate)  # (B,)
         return torch.where(only_these[:, None], asked, self.draw(text, candidates & ~asked, generator))
 
     def draw(self, text: Text, candidates: Tensor, generator: torch.Generator | None) -> Tensor:

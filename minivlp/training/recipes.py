@@ -39,8 +39,9 @@ class Recipe:
     init_from: bundled checkpoint whose towers initialize the model, as DeiT and BERT do in the papers; None is random.
     init_parts: prefixes of the parameter names that are taken from it. frozen: parts of the model that are not trained.
     mask_rate: share of the tokens that masked language modeling predicts; None is the preset's. mask_content_only: it
-    never predicts words that say nothing about an image ("a", "of"). mask_relations_alone: words such as "left" are
-    masked without any others (`TokenMasking.alone`). config: other fields of the model's config that differ from the
+    never predicts words that say nothing about an image ("a", "of"). mask_relations_alone: the share of the texts with
+    words such as "left" in which these are masked without any others (`TokenMasking.alone`); 0: they are masked like
+    all other words. config: other fields of the model's config that differ from the
     preset; a mapping holds fields of the nested config of that name. epochs: passes over the pictures;
     where given, `sized` makes `steps` of it. vocabulary: most tokens of a tokenizer that is trained on the captions;
     None is a given tokenizer.
@@ -63,7 +64,7 @@ class Recipe:
     frozen: tuple[str, ...] = ()
     mask_rate: float | None = None
     mask_content_only: bool = False
-    mask_relations_alone: bool = False
+    mask_relations_alone: float = 0.0
     config: dict[str, Any] = field(default_factory=dict)
     epochs: int | None = None
     vocabulary: int | None = None
@@ -90,7 +91,7 @@ class Recipe:
             never = {*config.masking.never_mask, *content_free_ids(tokenizer)}
             changes["never_mask"] = tuple(sorted(never))
         if self.mask_relations_alone:
-            changes["alone"] = word_ids(tokenizer, RELATION_WORDS)
+            changes |= {"alone": word_ids(tokenizer, RELATION_WORDS), "alone_rate": self.mask_relations_alone}
         return replace(config, masking=replace(config.masking, **changes)) if changes else config
 
     def for_folder(self) -> Recipe:
@@ -109,7 +110,7 @@ class Recipe:
             pairs_between=self.regions_per_image > 0,
             mask_rate=None,
             mask_content_only=False,
-            mask_relations_alone=False,
+            mask_relations_alone=0.0,
             config={**self.config, "text": SMALL_SPREADS},
             epochs=12,
             vocabulary=8000,
@@ -280,6 +281,8 @@ TOWERS_NANO: dict[str, Any] = {"negative_captions": True, "init_from": "towers_n
 FROZEN_TOWER: dict[str, Any] = {**TOWERS_NANO, "frozen": ("image",)}
 # Captions of scenes are short: more of their tokens are masked than in the papers, and only those that name something.
 SHORT_CAPTIONS: dict[str, Any] = {"mask_rate": 0.4, "mask_content_only": True}
+# In half of the captions with a relation its words are masked and nothing else: docs/recipe.md.
+RELATIONS_ALONE: dict[str, Any] = {"mask_relations_alone": 0.5}
 # X-VLM from scratch learns where things are first. In our prototype, matching and masked language modeling learned
 # nothing about relations in minutes unless the towers knew positions already; they are for a second stage.
 LOCALIZATION: dict[str, Any] = {"regions_per_image": 3, "config": {"losses": ("itc", "box_l1", "box_giou")}}

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
+from minivlp.data.english import RELATION_WORDS
 from minivlp.data.scenes import Scenes
+from minivlp.data.text import word_ids
 from minivlp.evaluation.captions import captions
 from minivlp.evaluation.grounding import grounding, mean_box_of
 from minivlp.evaluation.matching import counterfactual, masked_words
 from minivlp.evaluation.retrieval import retrieval
-from minivlp.evaluation.score import Score
+from minivlp.evaluation.score import Score, bootstrap
 from minivlp.evaluation.suite import named
+from minivlp.objectives.boxes import iou
+from minivlp.training.grounded_stream import GroundedStream, grounded_batches
 
 TEST_SCENES, TEST_SEED = 1500, 7
 
@@ -50,3 +56,26 @@ def captioning(model: Any, test: Scenes, tokenizer: Any) -> Found:
     """Captions of 500 scenes with one or two objects, R@k, and one fact changed."""
     simple = Scenes(min(500, len(test)), "test", TEST_SEED, objects=(1, 2))
     return {**captions(model, simple, tokenizer), **retrieval_and_counterfactuals(model, test, tokenizer)}
+
+
+@torch.no_grad()
+def grounded(model: GroundedStream, test: Scenes, tokenizer: Any) -> Found:
+    """What a start of single streams knows: boxes of nouns, and masked nouns and relation words, one of each caption.
+
+    Chance of a box is 0; of a masked word the share of the most frequent one.
+    """
+    model = model.cpu().eval()
+    batch = grounded_batches(test, tokenizer, len(test))(0)
+    overlap = iou(model.boxes(batch), batch.boxes)
+    nouns = torch.zeros_like(batch.text.mask)
+    nouns[batch.rows, batch.places] = True
+    relations = torch.isin(batch.text.ids, torch.tensor(word_ids(tokenizer, RELATION_WORDS)))
+    scores = {"boxes of nouns, Acc@0.5": bootstrap((overlap > 0.5).float(), 0.0)}
+    for kind, places in (("noun", nouns), ("relation word", relations)):
+        first = places & (places.cumsum(dim=1) == 1)  # (B, L)
+        hidden = batch.text.with_ids(batch.text.ids.masked_fill(first, tokenizer.mask_token_id))
+        right = (model.mlm_logits(batch.images, hidden).argmax(dim=-1) == batch.text.ids)[first]
+        words = batch.text.ids[first]
+        chance = float((words == words.mode().values).float().mean())
+        scores[f"masked {kind}"] = bootstrap(right.float(), chance)
+    return scores
