@@ -1,5 +1,7 @@
 """Lesson 01's checks: the solution passes, typical wrong answers fail with the message meant for them."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -105,3 +107,22 @@ WRONG = [
 def test_a_wrong_answer_is_told_what_failed(check, answer, message):
     with pytest.raises(NotYet, match=message):
         check(answer)
+
+
+class Twins:
+    """Four scenes: two with the same objects in another order, one with one object twice, one alone."""
+
+    captions = ("a dog left of a cat", "a cat left of a dog", "a red cup", "a red cup above a dog")
+    objects = (("dog", "cat"), ("cat", "dog"), ("cup",), ("cup", "dog"))
+
+    def __len__(self):
+        return 4
+
+    def scene(self, row):
+        objects = [SimpleNamespace(noun=noun, color=None) for noun in self.objects[row]]
+        return SimpleNamespace(objects=objects, captions=lambda: [self.captions[row]])
+
+
+def test_batches_in_which_only_the_order_of_words_tells_pictures_apart_are_counted():
+    assert clip.same_objects_elsewhere(Twins(), 4) == (1, 1)
+    assert clip.same_objects_elsewhere(Twins(), 1) == (0, 4)

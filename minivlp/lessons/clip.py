@@ -1,8 +1,12 @@
-"""Checks of lesson 01's exercises. Inputs are hand-made, random, strided, of one row, or far from unit scale."""
+"""Checks of lesson 01's exercises; those that build the model are in `clip_parts`.
+
+Inputs are hand-made, random, strided, of one row, or far from unit scale.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -55,7 +59,7 @@ def check_loss(student: Callable[[Tensor, Tensor, float], Tensor]) -> None:
 
 
 def check_recall(student: Callable[[Tensor, int], float]) -> None:
-    """Exercise 2: `student(similarity, k)`, (N, N) with rows images and columns texts -> share of images whose own text
+    """Exercise 4: `student(similarity, k)`, (N, N) with rows images and columns texts -> share of images whose own text
     is among the k nearest."""
     table = torch.tensor([[0.9, 0.1, 0.2], [0.8, 0.3, 0.5], [0.1, 0.2, 0.7]])
     one = float(attempt(student, table, 1))
@@ -80,7 +84,7 @@ def check_recall(student: Callable[[Tensor, int], float]) -> None:
 
 
 def check_zero_shot(student: Callable[[Tensor, Tensor], Tensor]) -> None:
-    """Exercise 3: `student(images, prompts)`, unit vectors (N, E) and (C, K, E), K prompts for each of C classes -> the
+    """Exercise 5: `student(images, prompts)`, unit vectors (N, E) and (C, K, E), K prompts for each of C classes -> the
     class (N,) of each image, by the mean of its prompts, brought back to length one."""
     truth = torch.tensor([0, 1, 2, 2, 1])
     centers = torch.eye(3, 6)
@@ -131,7 +135,7 @@ def _nearest(images: Tensor, classes: Tensor) -> Tensor:
 
 
 def check_targets(student: Callable[[Tensor], Tensor]) -> None:
-    """Exercise 4: `student(image_ids)` (B,) -> targets (B, B), rows that sum to one, shared among captions of the same
+    """Exercise 6: `student(image_ids)` (B,) -> targets (B, B), rows that sum to one, shared among captions of the same
     image."""
     for ids in ([7, 8, 9], [3, 3, 5, 3], [1], [2, 2], [10**9, 4, 10**9]):
         image_ids = torch.tensor(ids)
@@ -149,3 +153,21 @@ def check_targets(student: Callable[[Tensor], Tensor]) -> None:
         )
         demand(torch.allclose(got, wanted), f"For ids {ids} the targets are {wanted.tolist()}, not {got.tolist()}.")
     print("ok: captions of the same image share the target, all others are 0.")
+
+
+def same_objects_elsewhere(scenes: Any, batch_size: int, batches: int = 100) -> tuple[int, int]:
+    """In how many random batches do two pictures show the same objects and colors with different captions?
+
+    Returns that number and the number of batches. Only pictures with several objects count.
+    """
+    order = torch.randperm(len(scenes), generator=torch.Generator().manual_seed(0))
+    drawn = order[: len(order) // batch_size * batch_size].view(-1, batch_size)[:batches]
+    found = 0
+    for rows in drawn.tolist():
+        captions: dict[tuple, set[str]] = {}
+        for scene in map(scenes.scene, rows):
+            if len(scene.objects) > 1:
+                objects = tuple(sorted((item.noun, str(item.color)) for item in scene.objects))
+                captions.setdefault(objects, set()).add(scene.captions()[0])
+        found += any(len(some) > 1 for some in captions.values())
+    return found, len(drawn)
