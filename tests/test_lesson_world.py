@@ -2,6 +2,7 @@
 
 import pytest
 
+from minivlp.data.scenes import Scenes
 from minivlp.lessons import world
 from minivlp.lessons.check import NotYet
 
@@ -65,3 +66,14 @@ WRONG = [
 def test_a_wrong_answer_is_told_what_failed(check, answer, message):
     with pytest.raises(NotYet, match=message):
         check(answer)
+
+
+def test_examples_of_tasks_say_the_truth_about_the_scene():
+    scenes = Scenes(2000)
+    found = world.task_examples(scenes, 0, 1)
+    assert len(found) == 9 and all(" -> " in line for task, line in found.items() if task != "entailment")
+    assert found["NLVR2"].endswith("false") and world.task_examples(scenes, 0, 0)["NLVR2"].endswith("true")
+    question, answer = found["VQA, closed"].split(" yes or no? -> ")
+    assert (question, answer) in scenes.questions(0)
+    caption, changed = found["counterfactual"].split('"')[1:4:2]
+    assert caption in scenes.captions(0) and changed not in scenes.captions(0)

@@ -1,10 +1,39 @@
-"""Checks of lesson 00's exercises."""
+"""What lesson 00 shows, and the checks of its exercises."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
+from typing import Any
 
 from minivlp.lessons.check import attempt, demand
+
+
+def task_examples(scenes: Any, row: int, other: int) -> dict[str, str]:
+    """One line for each task of the course: what is given -> the right answer, for two scenes of two objects each.
+
+    `row` is the scene that all tasks are about; NLVR2's statement is about both.
+    """
+    scene, second = scenes.scene(row), scenes.scene(other)
+    asked = dict(scene.questions())
+    open_question = next(question for question in asked if question.startswith("what"))
+    closed_question = next(question for question in asked if question.startswith("is the"))
+    noun = scene.objects[0].noun
+    both = any(item.noun == noun for item in second.objects)
+    region = next(region for region in scene.regions() if region.kind == "phrase")
+    caption, changed = scene.captions()[0], scene.counterfactuals(random.Random(0))["relation"]
+    judged = ", ".join(f'"{text}" {label}' for text, label in scene.statements(random.Random(0)))
+    return {
+        "retrieval": f'"{caption}", {len(scenes):,} pictures -> this picture on rank 1',
+        "classification": f'this picture, "{noun}" or "{second.objects[0].noun}"? -> {noun}',
+        "VQA, open": f"{open_question} -> {asked[open_question]}",
+        "VQA, closed": f"{closed_question} yes or no? -> {asked[closed_question]}",
+        "entailment": judged,
+        "NLVR2": f'this picture and "{second.captions()[0]}": "both show a {noun}" -> {"true" if both else "false"}',
+        "grounding": f'"{region.phrase}" -> ({", ".join(f"{value:.2f}" for value in region.box)})',
+        "captioning": f"this picture -> {caption}",
+        "counterfactual": f'"{caption}" or "{changed}"? -> the first',
+    }
 
 
 def _close(got, wanted) -> bool:
