@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+from collections.abc import Mapping
 from functools import cache
 
 import pytest
@@ -40,6 +41,10 @@ MEASURED = {  # one of each kind
     "answers, BLIP",
     "answers, ViLT",
     "entailment, ViLT",
+    "clip_negatives, blocks of 16",
+    "family, CLIP, towers, negative captions",
+    "family, BLIP, clip, negative captions",
+    "family, X-VLM, clip",
 }
 
 
@@ -77,7 +82,10 @@ def test_every_variant_builds_with_its_choices(name, small_world):
     config = variant.build(recipe, tokenizer_of(type(variant))).config
     for key, value in variant.config.items():
         found = getattr(config, key)
-        assert type(found) is type(value) if key == "masking" else found == value  # the recipe sets what it masks
+        if isinstance(value, Mapping):  # fields of a nested config
+            assert {name: getattr(found, name) for name in value} == value
+        else:
+            assert type(found) is type(value) if key == "masking" else found == value  # the recipe sets what it masks
     for key, value in variant.recipe.items():
         assert getattr(recipe, key) == value
 
@@ -186,6 +194,16 @@ def test_the_image_tower_is_trained_and_described(small_world, monkeypatch):
     assert "2 steps of 64 images" in card and "noun right 0." in card
 
 
+def test_the_start_of_single_streams_is_trained_and_described(small_world, monkeypatch):
+    monkeypatch.setattr(ship, "CHECKPOINTS", small_world)
+    monkeypatch.setattr(ship, "SCENES", 70)
+    monkeypatch.setattr(ship, "TEST_SCENES", 40)
+    monkeypatch.setattr(ship, "JOINT", ship.JOINT | {"steps": 2, "batch_size": 4})
+    ship.ship_joint()
+    card = (small_world / "joint_nano.md").read_text(encoding="utf-8")
+    assert "2 steps of 4 images" in card and "| masked relation word |" in card and "in 75%" in card.replace("\n", " ")
+
+
 def ship_settings(steps, **options):
     from minivlp.training.loop import Settings
 
@@ -194,4 +212,4 @@ def ship_settings(steps, **options):
 
 def test_every_bundled_checkpoint_is_one_that_ship_makes():
     files = {path.stem for path in ship.CHECKPOINTS.glob("*.safetensors")}
-    assert files == {*ship.BUNDLED, "image_nano", "clip_nano"}
+    assert files == {*ship.BUNDLED, *ship.OTHERS, "clip_nano"}

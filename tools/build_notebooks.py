@@ -9,7 +9,7 @@
 
 The built notebooks are run with MINIVLP_PROFILE=quick, as the tests run them, so that nbval compares outputs of the
 same profile. In a source, what stands between `### BEGIN SOLUTION` and `### END SOLUTION` is for the student to write;
-a cell tagged `solution` is missing from the student's copy.
+a cell tagged `solution` is missing from the student's copy, and one tagged `needs-solution` may fail there.
 """
 
 from __future__ import annotations
@@ -64,13 +64,18 @@ def solved(notebook: NotebookNode) -> NotebookNode:
 
 
 def exercises(notebook: NotebookNode) -> NotebookNode:
-    """The student's copy: solutions replaced by a stub, cells tagged `solution` left out.
+    """The student's copy: solutions replaced by a stub, cells tagged `solution` left out. It stands one folder deeper
+    than the lesson, and so do its links to other folders.
 
     Raises ValueError for a marker without its partner, which would give the solution away.
     """
     notebook = copy.deepcopy(notebook)
     notebook.cells = [cell for cell in notebook.cells if "solution" not in cell.metadata.get("tags", [])]
     for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = cell.source.replace("](../", "](../../")
+        if "needs-solution" in cell.metadata.get("tags", []):
+            cell.metadata.tags.append("raises-exception")  # "run all" goes on behind an exercise that is not written yet
         cell.source = SOLUTION.sub(lambda found: STUB.format(indent=found[1]), cell.source)
         if MARKER.search(cell.source):
             raise ValueError(f"BEGIN SOLUTION and END SOLUTION do not pair up in this cell:\n{cell.source}")

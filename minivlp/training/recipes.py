@@ -283,6 +283,15 @@ FROZEN_TOWER: dict[str, Any] = {**TOWERS_NANO, "frozen": ("image",)}
 SHORT_CAPTIONS: dict[str, Any] = {"mask_rate": 0.4, "mask_content_only": True}
 # In half of the captions with a relation its words are masked and nothing else: docs/recipe.md.
 RELATIONS_ALONE: dict[str, Any] = {"mask_relations_alone": 0.5}
+# A single stream that has grounded nouns: what ViLT and VLMo begin with.
+GROUNDED_STREAM: dict[str, Any] = {
+    "negative_captions": True,
+    "init_from": "joint_nano",
+    **SHORT_CAPTIONS,
+    **RELATIONS_ALONE,
+}
+# The paper's LayerNorm behind the embedded words, which the single stream has, too.
+VLMO_WORDS: dict[str, Any] = {"config": {"text": {"embed_norm": True}}}
 # X-VLM from scratch learns where things are first. In our prototype, matching and masked language modeling learned
 # nothing about relations in minutes unless the towers knew positions already; they are for a second stage.
 LOCALIZATION: dict[str, Any] = {"regions_per_image": 3, "config": {"losses": ("itc", "box_l1", "box_giou")}}
@@ -293,8 +302,8 @@ CLIP = {
     "gpu": gpu(batch_size=256),
 }
 VILT = {
-    "quick": quick(batch_size=32, steps=15, **TOWERS_NANO, **SHORT_CAPTIONS),
-    "laptop": laptop(batch_size=48, steps=450, **TOWERS_NANO, **SHORT_CAPTIONS),
+    "quick": quick(batch_size=32, steps=15, **GROUNDED_STREAM),
+    "laptop": laptop(batch_size=48, steps=450, **GROUNDED_STREAM),
     "gpu": gpu(batch_size=128, negative_captions=True),
 }
 ALBEF = {
@@ -303,8 +312,8 @@ ALBEF = {
     "gpu": gpu(batch_size=192, negative_captions=True),
 }
 VLMO = {
-    "quick": quick(batch_size=32, steps=15, **TOWERS_NANO, **SHORT_CAPTIONS),
-    "laptop": laptop(batch_size=32, steps=350, **TOWERS_NANO, **SHORT_CAPTIONS),
+    "quick": quick(batch_size=32, steps=15, **GROUNDED_STREAM, **VLMO_WORDS),
+    "laptop": laptop(batch_size=32, steps=350, **GROUNDED_STREAM, **VLMO_WORDS),
     "gpu": gpu(batch_size=128, negative_captions=True),
 }
 BLIP = {

@@ -35,6 +35,13 @@ TABLES = {
             f"{noise:.0%} noise, {name}": Variant("albef", config, NOISY | {"noise": noise})
             for noise in (0.0, 0.2, 0.4, 0.6)
             for name, config in {"no momentum model": {}, "momentum model": {"momentum": MOMENTUM_BRIEF}}.items()
+        }
+        # the momentum model's features as negatives, and none of its predictions in the targets
+        | {
+            f"{noise:.0%} noise, queue alone": Variant(
+                "albef", {"momentum": replace(MOMENTUM_BRIEF, alpha=0.0)}, NOISY | {"noise": noise}
+            )
+            for noise in (0.0, 0.4)
         },
         fusion,
     ),

@@ -46,9 +46,9 @@ def masked(model: Any, test: Scenes, tokenizer: Any) -> Found:
 
 
 def fusion(model: Any, test: Scenes, tokenizer: Any) -> Found:
-    """One fact changed, masked words, and R@k where the model has vectors of images and of texts."""
+    """One fact changed, masked words if the model predicts them, R@k if it has vectors of images and of texts."""
     scores = named("counterfactual", counterfactual(model, test, tokenizer, limit=600))
-    scores |= masked(model, test, tokenizer)
+    scores |= masked(model, test, tokenizer) if hasattr(model, "mlm_logits") else {}
     return scores | (dict(retrieval(model, test, tokenizer)) if hasattr(model, "embed_images") else {})
 
 

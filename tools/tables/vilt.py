@@ -39,6 +39,16 @@ TABLES = {
         {"ITM + MLM": Variant("vilt", {"losses": ("itm", "mlm")})},
         fusion,
     ),
+    "vilt_relations": Table(
+        "ViLT and relations: the start and the masking, one at a time (450 steps)",
+        {
+            f"{start}, {masking}": Variant("vilt", recipe=its_start | its_masking)
+            for start, its_start in {"towers": {"init_from": "towers_nano"}, "grounded": {}}.items()
+            for masking, its_masking in {"usual masking": {"mask_relations_alone": 0.0}, "relations alone": {}}.items()
+        }
+        | {"towers, relations alone, 3 x steps": Variant("vilt", recipe={"init_from": "towers_nano", "steps": 1350})},
+        fusion,
+    ),
     "vilt_words": Table(
         "whole-word masking or single pieces, where names of objects have several (MLM alone, 200 steps)",
         {
