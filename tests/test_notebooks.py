@@ -93,6 +93,10 @@ def double(x):
 assert double(2) == 4
 print("ok")
 
+# %% tags=["check", "needs-solution"]
+assert double(3) == 6
+print("right")
+
 # %% tags=["solution"]
 print("for teachers only")
 
@@ -141,7 +145,7 @@ def code_cells(notebook):
 
 def test_built_notebook_is_run_in_the_quick_profile_beside_the_others(built):
     assert complaints(built, 0) == []
-    assert "quick notebooks" in [cell.outputs[0].get("text", "").strip() for cell in code_cells(built)[1:5]]
+    assert "quick notebooks" in [cell.outputs[0].get("text", "").strip() for cell in code_cells(built)[1:6]]
     assert "BEGIN SOLUTION" not in str(built) and "return 2 * x" in code_cells(built)[0].source
 
 
@@ -151,6 +155,15 @@ def test_student_copy_hides_solutions_and_outputs(house):
     assert "SOLUTION" not in text and "2 * x" not in text and "for teachers only" not in text
     assert code_cells(student)[0].source.endswith("    raise NotImplementedError('your turn')")
     assert all(not cell.outputs and cell.execution_count is None for cell in code_cells(student))
+    assert [n for n, cell in enumerate(code_cells(student)) if "raises-exception" in cell.metadata.get("tags", [])] == [2]
+
+
+def test_links_of_the_student_copy_lead_to_the_same_files():
+    text = "a [patch](../docs/glossary.md#patch), the [next lesson](02_vilt.ipynb), [code](https://example.org/../a)"
+    lesson = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text), nbformat.v4.new_code_cell("'](../'")])
+    student = build_notebooks.exercises(lesson)
+    assert student.cells[0].source == text.replace("(../docs", "(../../docs")
+    assert student.cells[1].source == "'](../'" and lesson.cells[0].source == text
 
 
 def test_an_unpaired_marker_is_an_error():
