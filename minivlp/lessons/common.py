@@ -1,4 +1,5 @@
-"""What several lessons need beside what they teach: the cost of a piece of code, and the words that name objects."""
+"""What several lessons need beside what they teach: the cost of a piece of code, the words that name objects,
+and small tensors printed."""
 
 from __future__ import annotations
 
@@ -68,3 +69,11 @@ def object_words(scenes: Any, tokenizer: Any, max_tokens: int = 56) -> ObjectWor
     ]
     boxes = torch.tensor([region.box for _, region in found])
     return ObjectWords(to_tensor(scenes.pixels(rows, scenes.size)), text, torch.tensor(places), boxes, rows)
+
+
+def show(**tensors: Tensor) -> None:
+    """Print small tensors of one or two axes: name, shape, then the numbers row by row."""
+    for name, tensor in tensors.items():
+        print(f"{name} {tuple(tensor.shape)}")
+        for row in torch.atleast_2d(tensor.detach().float()).tolist():
+            print("   ", " ".join(f"{value:7.2f}" for value in row))

@@ -22,7 +22,7 @@ def task_examples(scenes: Any, row: int, other: int) -> dict[str, str]:
     both = any(item.noun == noun for item in second.objects)
     region = next(region for region in scene.regions() if region.kind == "phrase")
     caption, changed = scene.captions()[0], scene.counterfactuals(random.Random(0))["relation"]
-    judged = ", ".join(f'"{text}" {label}' for text, label in scene.statements(random.Random(0)))
+    judged = "; ".join(f'"{text}" -> {label}' for text, label in scene.statements(random.Random(0)))
     return {
         "retrieval": f'"{caption}", {len(scenes):,} pictures -> this picture on rank 1',
         "classification": f'this picture, "{noun}" or "{second.objects[0].noun}"? -> {noun}',
