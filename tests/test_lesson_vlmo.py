@@ -2,7 +2,10 @@
 
 import pytest
 import torch
+from torch import nn
 
+from minivlp.layers.attention import Attention
+from minivlp.layers.experts import Expert
 from minivlp.layers.relative import image_index
 from minivlp.lessons import vlmo
 from minivlp.lessons.check import NotYet
@@ -108,7 +111,58 @@ def freeze_only(model):
             parameter.requires_grad = False
 
 
+class Block(nn.Module):
+    """A right answer to exercise 2; subclasses change one step."""
+
+    def __init__(self, config, names):
+        super().__init__()
+        self.norm, self.attention = nn.LayerNorm(config.width), Attention(config.width, config.heads)
+        self.experts = nn.ModuleDict({name: Expert(config) for name in names})
+
+    def forward(self, x, length, mask):
+        h = self.attend(x, length, mask)
+        return h + self.route(h, length)
+
+    def attend(self, x, length, mask):
+        return x + self.attention(self.norm(x), mask=mask[:, None, None])
+
+    def route(self, h, length):
+        return route(h, length, int("vl" in self.experts), 1, self.experts)
+
+
+def block(**changes):
+    """`Block` with other methods."""
+    return type("Mine", (Block,), changes)
+
+
+def attend_apart(self, x, length, mask):
+    halves = [slice(length), slice(length, None)] if 0 < length < x.shape[1] else [slice(None)]
+    return torch.cat([Block.attend(self, x[:, some], length, mask[:, some]) for some in halves], dim=1)
+
+
+def vl_for_all(self, h, length):
+    return self.experts["vl"](h) if "vl" in self.experts else Block.route(self, h, length)
+
+
+def without_vl(self, h, length):
+    return route(h, length, 0, 1, self.experts)
+
+
+def block_in_place(self, x, length, mask):
+    h = Block.attend(self, x, length, mask)
+    mask.fill_(False)
+    new = Block.route(self, h, length)
+    new += h
+    return new
+
+
+def only_three(self, x, length, mask):
+    return Block.forward(self, x, length, mask) if len(x) == 3 else x
+
+
 RIGHT = [
+    (vlmo.check_block, Block),
+    (vlmo.check_block, block(forward=block_in_place)),
     (vlmo.check_route, route),
     (vlmo.check_route, route_in_place),
     (vlmo.check_frozen, freeze(*TRAINED)),
@@ -116,7 +170,9 @@ RIGHT = [
 ]
 
 
-@pytest.mark.parametrize("check, answer", RIGHT, ids=["route", "route_in_place", "frozen", "index"])
+@pytest.mark.parametrize(
+    "check, answer", RIGHT, ids=["block", "block_in_place", "route", "route_in_place", "frozen", "index"]
+)
 def test_the_solution_passes(check, answer, capsys):
     check(answer)
     assert capsys.readouterr().out.startswith("ok")
@@ -138,6 +194,51 @@ def stub(*arguments):
 
 
 WRONG = [
+    (vlmo.check_block, stub, "Nothing written yet"),
+    (vlmo.check_block, block(forward=stub), "Nothing written yet"),
+    (vlmo.check_block, lambda *a: 3, "derived from nn.Module"),
+    (vlmo.check_block, lambda *a: nn.Linear(2, 2), "no part `self.norm`"),
+    (vlmo.check_block, block(forward=lambda self, x, n, m: Block.forward(self, x, n, m)[:, :1]), "As many tokens"),
+    (vlmo.check_block, block(attend=lambda self, x, n, m: Block.attend(self, x, n, m) - x), "attention's residual"),
+    (vlmo.check_block, block(forward=lambda self, x, n, m: self.route(self.attend(x, n, m), n)), "experts' residual"),
+    (
+        vlmo.check_block,
+        block(attend=lambda self, x, n, m: x + self.attention(x, mask=m[:, None, None])),
+        "LayerNorm in front",
+    ),
+    (vlmo.check_block, block(attend=lambda self, x, n, m: x + self.attention(self.norm(x))), "attend to padding"),
+    (vlmo.check_block, block(attend=lambda self, x, n, m: x), "attention is missing"),
+    (vlmo.check_block, block(attend=attend_apart), "attend to themselves only"),
+    (
+        vlmo.check_block,
+        block(forward=lambda self, x, n, m: self.attend(x, n, m) + self.route(x, n)),
+        "instead of h",
+    ),
+    (
+        vlmo.check_block,
+        block(forward=lambda self, x, n, m: self.attend(x + self.route(x, n), n, m)),
+        "in front of the attention",
+    ),
+    (
+        vlmo.check_block,
+        block(route=lambda self, h, n: route_swapped(h, n, int("vl" in self.experts), 1, self.experts)),
+        "swapped",
+    ),
+    (vlmo.check_block, block(route=without_vl), "uses text and image experts"),
+    (vlmo.check_block, block(route=vl_for_all), "keeps its own expert"),
+    (vlmo.check_block, block(route=lambda self, h, n: self.experts["text"](h)), "went to the text expert"),
+    (vlmo.check_block, block(forward=lambda self, x, n, m: 2 * Block.forward(self, x, n, m)), "other numbers"),
+    (vlmo.check_block, block(forward=only_three), "wrong for a single pair"),
+    (
+        vlmo.check_block,
+        block(attend=lambda self, x, n, m: Block.attend(self, x.detach(), n, m)),
+        "`x` no gradient",
+    ),
+    (
+        vlmo.check_block,
+        block(route=lambda self, h, n: Block.route(self, h, n).detach()),
+        "part of the loss is detached",
+    ),
     (vlmo.check_route, stub, "Nothing written yet"),
     (vlmo.check_route, lambda *a: None, "`return` missing"),
     (vlmo.check_route, lambda x, *a: x[:, :2], "As many tokens"),

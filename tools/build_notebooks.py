@@ -75,7 +75,7 @@ def exercises(notebook: NotebookNode) -> NotebookNode:
         if cell.cell_type == "markdown":
             cell.source = cell.source.replace("](../", "](../../")
         if "needs-solution" in cell.metadata.get("tags", []):
-            cell.metadata.tags.append("raises-exception")  # "run all" goes on behind an exercise that is not written yet
+            cell.metadata.tags.append("raises-exception")  # "run all" goes on behind an exercise that is not written
         cell.source = SOLUTION.sub(lambda found: STUB.format(indent=found[1]), cell.source)
         if MARKER.search(cell.source):
             raise ValueError(f"BEGIN SOLUTION and END SOLUTION do not pair up in this cell:\n{cell.source}")

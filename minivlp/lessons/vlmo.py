@@ -7,10 +7,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from minivlp.layers.attention import attention_mask
 from minivlp.layers.embeddings import ImageConfig, TextConfig
+from minivlp.layers.experts import ExpertBlock
 from minivlp.layers.relative import image_index
 from minivlp.layers.transformer import BlockConfig
-from minivlp.lessons.check import attempt, demand
+from minivlp.lessons.check import attempt, demand, demand_gradients
 from minivlp.models.vlmo import VLMo, VLMoConfig
 
 ADDED = {"text": 1.0, "image": 10.0, "vl": 100.0}  # what each expert of exercise 1 adds, to recognize it by
@@ -89,8 +91,135 @@ def check_route(student: Callable[[Tensor, int, int, int, Experts], Tensor]) -> 
     print("ok: each token to the expert of its modality, pairs to the VL expert in the top layers.")
 
 
+BLOCK = BlockConfig(width=8, heads=2, hidden=16)  # of the block of exercise 2
+LENGTH, TOKENS = 3, 8  # text tokens and all tokens of its pairs
+NAMES = {False: ("text", "image"), True: ("text", "image", "vl")}  # experts of a lower and of an upper layer
+
+
+def check_block(student: Callable[[BlockConfig, tuple[str, ...]], nn.Module]) -> None:
+    """Exercise 2: `student(config, names)` -> a block of VLMo, called with x (B, N, D), the number of text tokens in
+    front, and mask (B, N), True on tokens that may be attended to; returns (B, N, D).
+
+    Its parts are `norm` and `attention`, shared by all tokens, and `experts`, a module per name. A block that has the
+    expert "vl" belongs to the top layers. The check replaces the parts by those of `ExpertBlock`.
+    """
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(3, TOKENS, BLOCK.width, generator=draw)
+    mask = torch.ones(3, TOKENS, dtype=torch.bool)
+    mask[1, 2] = mask[2, 1:3] = False  # padding of the texts
+    for top in (False, True):
+        module, right = _blocks(student, top, draw)
+        for length, name in ((LENGTH, "a pair"), (0, "an image alone"), (TOKENS, "a text alone")):
+            _demand_block(module, right, x, length, mask, name)
+        few = x[:1, 1:6], 2, mask[:1, 1:6]  # a batch of one, a view of other tokens
+        demand(
+            _close(attempt(module.forward, *few), _run(right, *few)),
+            "Right for a batch of three, wrong for a single pair of 2 text and 3 image tokens.",
+        )
+        learned = x.clone().requires_grad_()
+        probe = torch.randn(x.shape, generator=draw)
+        runs = (attempt(module.forward, learned, LENGTH, mask), _run(right, learned, LENGTH, mask))
+        demand_gradients(*((run * probe).sum() for run in runs), x=learned)
+        _demand_trained(right, *((run * probe).sum() for run in runs))
+    print("ok: attention for all tokens together, then each token's expert; the VL expert for pairs in the top layers.")
+
+
+def _blocks(student: Callable, top: bool, draw: torch.Generator) -> tuple[nn.Module, ExpertBlock]:
+    """The student's block and the library's; both have the same modules as parts, with random weights."""
+    right = ExpertBlock(BLOCK, NAMES[top])
+    for weights in right.parameters():  # a fresh LayerNorm or bias would not show that it is left out
+        weights.data = torch.randn(weights.shape, generator=draw) * (0.5 if weights.dim() > 1 else 1.0)
+    module = attempt(student, BLOCK, NAMES[top])
+    demand(isinstance(module, nn.Module), "Return a module: a class derived from nn.Module.")
+    for name in ("norm", "attention", "experts"):
+        demand(isinstance(getattr(module, name, None), nn.Module), f"Your block has no part `self.{name}`.")
+    demand(
+        set(getattr(module.experts, "keys", list)()) == set(NAMES[top]),
+        f"`self.experts` is an nn.ModuleDict with the experts {', '.join(NAMES[top])}.",
+    )
+    module.norm, module.attention, module.experts = right.self_norm, right.self_attention, right.experts
+    return module, right
+
+
+def _demand_block(module: nn.Module, right: ExpertBlock, x: Tensor, length: int, mask: Tensor, name: str) -> None:
+    """Demand the library's output, or say which mistake was made with these inputs."""
+    got = attempt(module.forward, x, length, mask)
+    demand(
+        isinstance(got, Tensor) and got.shape == x.shape,
+        f"As many tokens come out as go in: {tuple(x.shape)}, yours is {tuple(getattr(got, 'shape', ()))}.",
+    )
+    with torch.no_grad():
+        wanted = _run(right, x, length, mask)
+        for message, wrong in _mistakes(right, x, length, mask).items():
+            demand(_close(wrong, wanted) or not _close(got, wrong), message)
+    where = "with the VL expert" if "vl" in right.experts else "without a VL expert"
+    demand(_close(got, wanted), f"For {name}, in a layer {where}, the library's block gives other numbers.")
+
+
+def _route(right: ExpertBlock, length: int, tokens: int) -> tuple[tuple[str, int], ...]:
+    """The experts of a block: the VL expert for pairs where there is one."""
+    if 0 < length < tokens and "vl" in right.experts:
+        return (("vl", tokens),)
+    return tuple((name, count) for name, count in (("text", length), ("image", tokens - length)) if count)
+
+
+def _run(right: ExpertBlock, x: Tensor, length: int, mask: Tensor) -> Tensor:
+    return right(x, attention_mask(mask), parts=_route(right, length, x.shape[1]))
+
+
+def _mistakes(right: ExpertBlock, x: Tensor, length: int, mask: Tensor) -> dict[str, Tensor]:
+    """Typical wrong outputs, by the message that they get."""
+    route, keep = _route(right, length, x.shape[1]), attention_mask(mask)
+
+    def experts(attended: Tensor, parts: tuple[tuple[str, int], ...] = route) -> Tensor:
+        return right.feed(attended, parts)
+
+    attended = right.attend(x, keep)
+    found = {
+        "The attention's residual connection is missing: h = x + Attention(...).": experts(attended - x),
+        "The experts' residual connection is missing: y = h + the output of the experts.": experts(attended) - attended,
+        "LayerNorm in front of the attention is missing.": experts(x + right.self_attention(x, mask=keep)),
+        "All tokens attend to padding: give the mask to the attention.": experts(right.attend(x)),
+        "The attention is missing: no token attends to any other.": experts(x),
+        "The experts read x instead of h, the tokens after the attention.": attended + experts(x) - x,
+        "The experts run in front of the attention; they come behind it.": right.attend(experts(x), keep),
+    }
+    if 0 < length < x.shape[1]:
+        apart = [right.attend(x[:, some], keep[..., some]) for some in (slice(length), slice(length, None))]
+        message = "Text and image attend to themselves only: run the attention once, on all tokens together."
+        found[message] = experts(torch.cat(apart, dim=1))
+        swapped = (("image", length), ("text", x.shape[1] - length))
+        found["Text and image expert are swapped: the text comes first."] = experts(attended, swapped)
+        own = (("text", length), ("image", x.shape[1] - length))
+        message = 'A block with the expert "vl" uses it for all tokens of a pair; yours uses text and image experts.'
+        found[message] = experts(attended, own)
+    elif "vl" in right.experts:
+        message = "Text or image alone went to the VL expert; a single modality keeps its own expert in all layers."
+        found[message] = experts(attended, (("vl", x.shape[1]),))
+    for name in set(right.experts) - ({route[0][0]} if len(route) == 1 else set()):
+        message = f"All tokens went to the {name} expert. Which tokens are text is said by `length`."
+        found.setdefault(message, experts(attended, ((name, x.shape[1]),)))
+    return found
+
+
+def _demand_trained(right: ExpertBlock, loss: Tensor, wanted: Tensor) -> None:
+    """Demand the right gradient of all weights, which both blocks share."""
+    weights = dict(right.named_parameters())
+    results = [torch.autograd.grad(one, list(weights.values()), allow_unused=True) for one in (loss, wanted)]
+    for name, mine, other in zip(weights, *results, strict=True):
+        demand(
+            (mine is None) == (other is None) and (mine is None or torch.allclose(mine, other, rtol=1e-3, atol=1e-4)),
+            f"The output is right, but `{name}` does not get its gradient: compute with tensors all the way, without "
+            ".detach(), .data or torch.no_grad().",
+        )
+
+
+def _close(got: Tensor, wanted: Tensor) -> bool:
+    return isinstance(got, Tensor) and got.shape == wanted.shape and torch.allclose(got.float(), wanted, atol=1e-4)
+
+
 def check_frozen(student: Callable[[nn.Module], None]) -> None:
-    """Exercise 2: `student(model)` sets `requires_grad` of a VLMo's parameters for stage 2, texts without images."""
+    """Exercise 4: `student(model)` sets `requires_grad` of a VLMo's parameters for stage 2, texts without images."""
     block = BlockConfig(width=8, heads=2, hidden=16, layer_scale=0.1)
     image = ImageConfig(16, 8, 3, block, relative_positions=True)
     text = TextConfig(20, 6, 3, block, embed_norm=True, position_std=None)
