@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.ops import box_iou, generalized_box_iou
 
+from minivlp.evaluation.attention_maps import box_around
 from minivlp.objectives.boxes import box_losses, box_to_patches, from_corners, giou, iou, to_corners
 
 
@@ -127,3 +128,12 @@ def test_every_box_has_patches_in_one_rectangle_that_covers_it(box, grid):
                 assert flags[index]
             if abs(middle - center) > size / 2 + 0.51 / n and 0 < center < 1:
                 assert not flags[index]
+
+
+def test_the_box_around_a_map_holds_all_strong_patches_and_no_more():
+    heat = torch.zeros(2, 4, 8)  # rows, columns
+    heat[0, 1, 2], heat[0, 2, 5], heat[0, 0, 0] = 1.0, 0.5, 0.1
+    heat[1, 3, 7] = 0.2
+    wanted = from_corners(torch.tensor([[2 / 8, 1 / 4, 6 / 8, 3 / 4], [7 / 8, 3 / 4, 1, 1]]))
+    assert torch.allclose(box_around(heat, share=0.4), wanted)
+    assert torch.allclose(box_around(heat, share=0.8)[0], from_corners(torch.tensor([2 / 8, 1 / 4, 3 / 8, 2 / 4])))

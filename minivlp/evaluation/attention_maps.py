@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torchvision.ops import box_convert, masks_to_boxes
 
 from minivlp.evaluation.score import Score, bootstrap
 
@@ -35,6 +36,18 @@ def pointing_game(attention: Tensor, boxes: Tensor, images: Sequence[int] | None
     _, centers = cover(boxes.float().cpu(), *attention.shape[-2:])
     hits = centers.flatten(1).gather(1, top)[:, 0]
     return bootstrap(hits.numpy(), float(centers.mean()), images=images)
+
+
+def box_around(attention: Tensor, share: float) -> Tensor:
+    """The smallest box (R, 4) around all patches that reach a `share` of the strongest patch of their map.
+
+    attention: maps (R, rows, columns), not negative. Boxes are cx, cy, w, h in 0..1. ALBEF finds the box of a phrase in
+    a similar way (Li et al. 2021, section 5.4).
+    """
+    hot = attention >= share * attention.amax(dim=(1, 2), keepdim=True)
+    rows, columns = hot.shape[1:]
+    ends = masks_to_boxes(hot) + torch.tensor([0, 0, 1, 1])  # (R, 4): from the first patch to behind the last
+    return box_convert(ends / torch.tensor([columns, rows, columns, rows]), "xyxy", "cxcywh")
 
 
 def cover(boxes: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:

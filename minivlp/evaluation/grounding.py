@@ -12,7 +12,7 @@ from torchvision.ops import box_convert, box_iou
 
 from minivlp.data.batch import Box, Region
 from minivlp.data.dataset import WHOLE_IMAGE
-from minivlp.evaluation.attention_maps import attention_in_box, pointing_game
+from minivlp.evaluation.attention_maps import attention_in_box, box_around, pointing_game
 from minivlp.evaluation.forward import check_words, chunks, first_rows, for_each_text, need
 from minivlp.evaluation.region_retrieval import region_retrieval
 from minivlp.evaluation.score import Score, Scores, bootstrap
@@ -20,6 +20,7 @@ from minivlp.inference import evaluating
 
 __all__ = [  # all measures that compare with boxes
     "attention_in_box",
+    "box_around",
     "grounding",
     "iou",
     "mean_box_of",
