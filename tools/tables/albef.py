@@ -25,6 +25,9 @@ TABLES = {
                 "albef", {"momentum": replace(MOMENTUM, distill=("itc",))}, IMAGE_TOWER_ONLY
             ),
             "+ momentum model on MLM": Variant("albef", {"momentum": MOMENTUM}, IMAGE_TOWER_ONLY),
+            "+ queue, targets not softened": Variant(
+                "albef", {"momentum": replace(MOMENTUM, distill=())}, IMAGE_TOWER_ONLY
+            ),
             "negative captions instead": Variant("albef", recipe=IMAGE_TOWER_ONLY | {"negative_captions": True}),
         },
         fusion,
