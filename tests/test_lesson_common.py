@@ -4,7 +4,7 @@ import torch
 
 from minivlp.data.scenes import Scenes
 from minivlp.data.text import load_tokenizer
-from minivlp.lessons.common import milliseconds, multiplications, object_words
+from minivlp.lessons.common import milliseconds, multiplications, object_words, phrases, show
 
 
 def test_a_matrix_product_is_counted_in_multiplications():
@@ -34,3 +34,20 @@ def test_parts_hold_all_rows_with_texts_of_one_length():
     assert [len(part) for part in parts] == [4, 4, len(words) - 8]
     assert {part.text.length for part in parts} == {words.text.length}
     assert torch.equal(torch.cat([part.boxes for part in parts]), words.boxes)
+
+
+def test_phrases_come_with_their_scene_and_box():
+    tokenizer, scenes = load_tokenizer(), Scenes(5, objects=(2, 2))
+    rows, texts, boxes = phrases(scenes, tokenizer)
+    assert len(rows) == len(texts) == len(boxes) and rows == sorted(rows)
+    for row, ids, box in zip(rows, texts.ids, boxes, strict=True):
+        said = tokenizer.decode(ids, skip_special_tokens=True)
+        boxes_said = [region.box for region in scenes.regions(row) if region.phrase == said]
+        assert any(torch.allclose(box, torch.tensor(right)) for right in boxes_said)
+
+
+def test_small_tensors_are_printed_with_their_shape(capsys):
+    show(one=torch.tensor([1.0, -2.5]), two=torch.eye(2))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "one (2,)" and lines[1].split() == ["1.00", "-2.50"]
+    assert lines[2] == "two (2, 2)" and lines[4].split() == ["0.00", "1.00"]

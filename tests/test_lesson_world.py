@@ -1,12 +1,10 @@
 """Lesson 00's checks: the solution passes, typical wrong answers fail with the message meant for them."""
 
 import pytest
-import torch
 
 from minivlp.data.scenes import Scenes
 from minivlp.lessons import world
 from minivlp.lessons.check import NotYet
-from minivlp.lessons.common import show
 
 
 def box(x0, y0, x1, y1, width, height):
@@ -79,10 +77,3 @@ def test_examples_of_tasks_say_the_truth_about_the_scene():
     assert (question, answer) in scenes.questions(0)
     caption, changed = found["counterfactual"].split('"')[1:4:2]
     assert caption in scenes.captions(0) and changed not in scenes.captions(0)
-
-
-def test_small_tensors_are_printed_with_their_shape(capsys):
-    show(one=torch.tensor([1.0, -2.5]), two=torch.eye(2))
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "one (2,)" and lines[1].split() == ["1.00", "-2.50"]
-    assert lines[2] == "two (2, 2)" and lines[4].split() == ["0.00", "1.00"]

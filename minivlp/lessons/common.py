@@ -1,4 +1,4 @@
-"""What several lessons need beside what they teach: the cost of a piece of code, the words that name objects,
+"""What several lessons need beside what they teach: the cost of a piece of code, words and phrases that name objects,
 and small tensors printed."""
 
 from __future__ import annotations
@@ -69,6 +69,17 @@ def object_words(scenes: Any, tokenizer: Any, max_tokens: int = 56) -> ObjectWor
     ]
     boxes = torch.tensor([region.box for _, region in found])
     return ObjectWords(to_tensor(scenes.pixels(rows, scenes.size)), text, torch.tensor(places), boxes, rows)
+
+
+def phrases(scenes: Any, tokenizer: Any, max_tokens: int = 56) -> tuple[list[int], Text, Tensor]:
+    """The phrases that name one object, with and without its attributes: the scene, the text and the box of each.
+
+    Returns R rows of `scenes`, texts (R, L) and boxes (R, 4) as cx, cy, w, h in 0..1.
+    """
+    found = [(row, region) for row in range(len(scenes)) for region in scenes.regions(row)]
+    found = [(row, region) for row, region in found if region.kind in ("object", "phrase")]
+    texts = tokenize(tokenizer, [region.phrase for _, region in found], max_tokens)
+    return [row for row, _ in found], texts, torch.tensor([region.box for _, region in found])
 
 
 def show(**tensors: Tensor) -> None:
