@@ -13,12 +13,12 @@ CAPTION = "[CLS] a red heart [SEP]"
 CLIP = Design(
     "CLIP",
     "Two encoders; image and text meet only once, as two vectors. No word attends to a patch.",
-    5.1,
+    5.25,
     (
         Picture("patches", 1.25, 0.45, 1.1),
         Tokens("caption", "[BOS] a red heart [EOS]", 6.17, 0.75),
         Box("image", "image encoder\nViT: every patch\nattends to every patch", 0.8, 1.95, 2.0, 0.75, "image"),
-        Box("text", "text encoder\ncausal: a token attends\nto earlier tokens only", 6.2, 1.95, 2.0, 0.75, "text"),
+        Box("text", "text encoder\ncausal: no token attends\nto later tokens", 6.2, 1.95, 2.0, 0.75, "text"),
         Box("to_image", "projection", 1.25, 3.2, 1.1, 0.3, "head"),
         Box("to_text", "projection", 6.65, 3.2, 1.1, 0.3, "head"),
         Box(
@@ -45,8 +45,8 @@ CLIP = Design(
 
 VILT = Design(
     "ViLT",
-    "No image encoder: after one matrix product each, patches and words enter one transformer.",
-    5.1,
+    "No image encoder: one matrix product per patch, then one transformer for words and patches together.",
+    5.25,
     (
         Picture("patches", 1.6, 0.45, 1.1),
         Tokens("caption", CAPTION, 5.82, 0.75),
@@ -87,7 +87,7 @@ ALBEF = Design(
         Tokens("caption", CAPTION, 6.45, 0.75),
         Box("image", "image encoder\nViT, 12 layers", 0.35, 2.2, 2.0, 1.0, "image"),
         Box("text", "text encoder\nlower half of BERT,\n6 layers", 6.5, 2.2, 2.0, 1.0, "text"),
-        Frame("momentum", "momentum model: an average of the weights", 2.95, 0.45, 3.1, 1.05, "momentum"),
+        Frame("momentum", "momentum model: EMA of the weights, same pairs", 2.95, 0.45, 3.1, 1.05, "momentum"),
         Box("m_image", "image\nencoder", 3.1, 0.6, 0.8, 0.55, "momentum"),
         Box("m_text", "text\nencoder", 4.1, 0.6, 0.8, 0.55, "momentum"),
         Box("m_fusion", "fusion", 5.1, 0.6, 0.8, 0.55, "momentum"),
