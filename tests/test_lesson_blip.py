@@ -60,11 +60,6 @@ def loss_by_hand(logits, ids, mask, smoothing, over=1.0, text_first=False, stop=
     return cost.sum() / (cost.numel() if over == "all positions" else asked.sum())
 
 
-def quality(scores, clean, threshold):
-    kept = scores >= threshold
-    return (kept & clean).sum() / max(1, kept.sum()), (kept & clean).sum() / clean.sum()
-
-
 def nucleus_in_place(logits, p):
     outside = nucleus(logits, p).isinf()
     logits[outside] = -torch.inf
@@ -82,21 +77,64 @@ def loss_of_positions(logits, ids, mask, smoothing, asked):
     return F.cross_entropy(logits[:, :-1][asked], ids[:, 1:][asked], label_smoothing=smoothing)
 
 
-def quality_in_place(scores, clean, threshold):
-    scores -= threshold
-    found = quality(scores, clean, 0)
-    clean[:] = False
-    return found
+def mask_of(real, later=lambda place: place <= place[:, None]):
+    place = torch.arange(real.shape[1])
+    return real[:, None, None, :] & later(place)
+
+
+def mask_in_place(real):
+    allowed = torch.ones(*real.shape, real.shape[1], dtype=torch.bool).tril_()
+    allowed &= real[:, None, :]
+    real[:] = False
+    return allowed[:, None]
+
+
+def mask_by_loops(real):
+    allowed = torch.zeros(len(real), 1, real.shape[1], real.shape[1], dtype=torch.bool)
+    for b in range(len(real)):
+        for query in range(real.shape[1]):
+            for key in range(query + 1):
+                allowed[b, 0, query, key] = real[b, key]
+    return allowed
+
+
+def greedy(next_logits, start, stop, pad, longest, axis=-1, read=lambda ids: ids, until=torch.all, fill=True, extra=0):
+    ids, ended = start, torch.zeros(len(start), dtype=torch.bool)
+    while ids.shape[1] < longest + extra and not until(ended):
+        new = next_logits(read(ids)).argmax(dim=axis)[: len(ids)]
+        new = new.masked_fill(ended, pad) if fill else new
+        ids, ended = torch.cat([ids, new[:, None]], dim=1), ended | (new == stop)
+    return ids
+
+
+def greedy_in_place(next_logits, start, stop, pad, longest):
+    ids = torch.full((len(start), longest), pad)
+    ids[:, : start.shape[1]] = start
+    length, ended = start.shape[1], torch.zeros(len(start), dtype=torch.bool)
+    start[:] = -1
+    while length < longest and not ended.all():
+        ids[~ended, length] = next_logits(ids[:, :length])[~ended].argmax(-1)
+        ended |= ids[:, length] == stop
+        length += 1
+    return ids[:, :length]
+
+
+def sampled(next_logits, start, stop, pad, longest):
+    torch.manual_seed(0)
+    return greedy(lambda ids: next_logits(ids).softmax(-1).clamp(max=0.2) + torch.rand(23), start, stop, pad, longest)
 
 
 RIGHT = [
+    (blip.check_causal_mask, mask_of),
+    (blip.check_causal_mask, mask_in_place),
+    (blip.check_causal_mask, mask_by_loops),
+    (blip.check_greedy, greedy),
+    (blip.check_greedy, greedy_in_place),
     (blip.check_nucleus, nucleus),
     (blip.check_nucleus, nucleus_in_place),
     (blip.check_caption_loss, loss_in_place),
-    (blip.check_filter, quality_in_place),
     (blip.check_caption_loss, loss),
     (blip.check_caption_loss, loss_by_hand),
-    (blip.check_filter, quality),
 ]
 
 
@@ -109,8 +147,7 @@ def test_the_solution_passes(check, answer, capsys):
 def test_answers_may_be_of_another_type(capsys):
     blip.check_nucleus(lambda logits, p: nucleus(logits.double(), p).float())
     blip.check_caption_loss(lambda logits, *rest: loss(logits.double(), *rest))
-    blip.check_filter(lambda *given: [float(x) for x in quality(*given)])
-    assert capsys.readouterr().out.count("ok:") == 3
+    assert capsys.readouterr().out.count("ok:") == 2
 
 
 def stub(*arguments):
@@ -118,6 +155,27 @@ def stub(*arguments):
 
 
 WRONG = [
+    (blip.check_causal_mask, stub, "Nothing written yet"),
+    (blip.check_causal_mask, lambda real: mask_of(real).float(), "must be boolean"),
+    (blip.check_causal_mask, lambda real: mask_of(real)[:, 0], "queries, keys"),
+    (blip.check_causal_mask, lambda real: mask_of(real)[:1], "has shape"),
+    (blip.check_causal_mask, lambda real: mask_of(real).mT, "Transposed"),
+    (blip.check_causal_mask, lambda real: mask_of(real, lambda p: p >= p[:, None]), "a later one"),
+    (blip.check_causal_mask, lambda real: mask_of(real, lambda p: p <= p[:, None] + 1), "a later one"),
+    (blip.check_causal_mask, lambda real: mask_of(real, lambda p: p < p[:, None]), "attend to itself"),
+    (blip.check_causal_mask, lambda real: mask_of(torch.ones_like(real)), "Padding is attended to"),
+    (blip.check_causal_mask, lambda real: mask_of(real) & real[:, None, :, None], "rows\\* of padding"),
+    (blip.check_causal_mask, lambda real: mask_of(real, lambda p: p == p[:, None]), "all of them"),
+    (blip.check_greedy, stub, "Nothing written yet"),
+    (blip.check_greedy, lambda *a: greedy(*a)[0], "return ids"),
+    (blip.check_greedy, lambda f, start, *a: greedy(f, start, *a)[:, start.shape[1] :], "begin with `start`"),
+    (blip.check_greedy, lambda *a: greedy(*a, fill=False), "goes on after its closing token"),
+    (blip.check_greedy, lambda *a: greedy(*a, until=torch.any), "not all texts have ended"),
+    (blip.check_greedy, lambda *a: greedy(*a, until=lambda ended: False), "all texts have ended"),
+    (blip.check_greedy, lambda *a: greedy(*a, extra=1), "at most 6"),
+    (blip.check_greedy, lambda *a: greedy(*a, read=lambda ids: ids[:, -1:]), "all\\* tokens"),
+    (blip.check_greedy, sampled, "the argmax"),
+    (blip.check_greedy, lambda f, *a: greedy(lambda ids: f(ids) + 0 * f(ids), *a), "you ask"),
     (blip.check_nucleus, stub, "Nothing written yet"),
     (blip.check_nucleus, lambda logits, p: None, "`return` missing"),
     (blip.check_nucleus, lambda logits, p: nucleus(logits, p)[0], "As many logits"),
@@ -170,19 +228,6 @@ WRONG = [
     (blip.check_caption_loss, lambda logits, *rest: loss(logits.detach(), *rest), "has no gradient"),
     (blip.check_caption_loss, lambda *a: loss(*a).item(), "has no gradient"),
     (blip.check_caption_loss, lambda *a: loss(*a).detach() + 0 * a[0].sum(), "gives `logits` no gradient"),
-    (blip.check_filter, stub, "Nothing written yet"),
-    (blip.check_filter, lambda s, c, t: quality(s, c, t)[0], "two numbers"),
-    (blip.check_filter, lambda s, c, t: quality(s, c, t)[::-1], "swapped"),
-    (blip.check_filter, lambda s, c, t: tuple(100 * x for x in quality(s, c, t)), "percent"),
-    (blip.check_filter, lambda s, c, t: (quality(s, c, t)[0], ((s >= t) & c).float().mean()), "not of all"),
-    (blip.check_filter, lambda s, c, t: (quality(s, c, t)[0], (s >= t).float().mean()), "share that is kept"),
-    (blip.check_filter, lambda s, c, t: (((s >= t) == c).float().mean(), quality(s, c, t)[1]), "accuracy"),
-    (blip.check_filter, lambda s, c, t: quality(-s, ~c, -t), "removed captions"),
-    (blip.check_filter, lambda s, c, t: (0.5, 0.5), "0.67 and 0.33"),
-    (blip.check_filter, lambda s, c, t: quality(s, c, t + 1e-6), "exactly the threshold"),
-    (blip.check_filter, lambda s, c, t: (((s >= t) & c).sum() / (s >= t).sum(), quality(s, c, t)[1]), "NaN"),
-    (blip.check_filter, lambda s, c, t: quality(s, c, t) if (s >= t).any() else (1.0, 0.0), "return 0 for both"),
-    (blip.check_filter, lambda s, c, t: quality(s, c, max(t, 0.15)), "recall is 1"),
 ]
 
 

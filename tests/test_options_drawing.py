@@ -1,9 +1,11 @@
-"""Bars of scored options: one bar for each text, true ones marked by more than their color."""
+"""Scored options, one bar for each text, true ones marked by more than their color; ROC curves of scores."""
 
 import numpy as np
 import pytest
 from matplotlib.patches import Rectangle
 
+from minivlp.evaluation.filtering import roc
+from minivlp.visualize.drawing.filters import roc_curves
 from minivlp.visualize.drawing.options import Options, option_bars
 
 
@@ -33,3 +35,13 @@ def test_pictures_stand_above_their_panels():
 def test_a_text_without_a_score_is_an_error():
     with pytest.raises(ValueError, match="'fits' has 2 texts and 1 scores"):
         option_bars([Options("fits", ["a", "b"], [0.5])])
+
+
+def test_a_curve_for_each_score_and_the_threshold_that_is_marked():
+    curves = {"good": roc([0.9, 0.8, 0.1], [True, True, False]), "bad": roc([0.1, 0.2, 0.3], [True, True, False])}
+    ax = roc_curves(curves, {"one half": (0.25, 0.75)}).axes[0]
+    lines = {line.get_label(): line for line in ax.lines}
+    assert list(lines) == ["chance", "good", "bad", "one half"]
+    assert lines["good"].get_ydata()[1] > 0 and lines["bad"].get_xdata()[1] == 1
+    assert [line.get_linestyle() for line in ax.lines[1:3]] == ["-", "-."]  # not by color alone
+    assert lines["one half"].get_xydata().tolist() == [[0.25, 0.75]]

@@ -1,4 +1,4 @@
-"""Checks of lesson 05's exercises. One certain token, several texts at once, padding, and filters that keep nothing."""
+"""Checks of lesson 05's exercises: the causal mask and the greedy loop of the decoder, its loss, and the nucleus."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from minivlp.data.batch import Text
-from minivlp.layers.generation import nucleus
+from minivlp.layers.attention import attention_mask
+from minivlp.layers.generation import DecodingConfig, generate, nucleus
 from minivlp.lessons.check import attempt, demand, demand_gradients
 from minivlp.objectives.captioning import caption_loss, next_tokens
 from minivlp.objectives.masking import IGNORE
@@ -18,8 +19,149 @@ def _random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
+def check_causal_mask(student: Callable[[Tensor], Tensor]) -> None:
+    """Exercise 1a: `student(real)`, (B, L) bool -> (B, 1, L, L) bool, True where a query (row) may attend to a key."""
+    lengths = torch.tensor([5, 3, 1])
+    padded = torch.arange(5) < lengths[:, None]  # (3, 5): padding stands at the end
+    for kind, real in {
+        "three texts of 5, 3 and 1 tokens": padded,
+        "a batch of one": padded[:1],
+        "a single token": torch.ones(2, 1, dtype=torch.bool),
+        "a mask that is a view with strides": torch.stack([padded, ~padded], dim=-1)[..., 0],
+    }.items():
+        batch, length = real.shape
+        got = torch.as_tensor(attempt(student, real))
+        demand(
+            got.dtype == torch.bool,
+            f"The mask must be boolean, True where a token may attend; yours is {got.dtype}. Compare, or use .bool().",
+        )
+        shape = (batch, 1, length, length)
+        demand(
+            got.shape == shape,
+            f"For {kind} the mask has shape {shape}: texts, 1 (all heads alike), queries, keys. Yours has "
+            f"{tuple(got.shape)}.",
+        )
+        wanted, place = attention_mask(real, causal=True), torch.arange(length)
+        later = place > place[:, None]  # (L, L)
+        demand(
+            not (got & later).any() or not torch.equal(got, wanted.mT),
+            "Transposed: the rows of the mask are the queries, the columns the keys.",
+        )
+        demand(
+            not (got & later).any(),
+            f"For {kind} a token may attend to a later one: the answer that it is to predict.",
+        )
+        on_itself = got.diagonal(dim1=-2, dim2=-1)[:, 0]  # (B, L)
+        demand(
+            on_itself[real].all(),
+            "A token may not attend to itself in yours. It has been read already: the *next* token is predicted.",
+        )
+        keys, queries = real[:, None, None, :], real[:, None, :, None]
+        demand(
+            not (got & ~keys).any(),
+            "Padding is attended to: a key may be used only where `real` is True.",
+        )
+        demand(
+            not torch.equal(got, wanted & queries) or torch.equal(wanted, wanted & queries),
+            "You switch off the *rows* of padding too, so a padded query may attend to nothing. Only keys are masked: "
+            "what stands at padded places is never read.",
+        )
+        demand(torch.equal(got, wanted), f"For {kind} some earlier tokens are missing: all of them may be attended to.")
+    print("ok: each token attends to itself and to earlier real tokens, in every text.")
+
+
+class _Told:
+    """A made-up decoder: the next token follows from all tokens so far, and texts end at different lengths."""
+
+    def __init__(self, stop: int, vocabulary: int = 23) -> None:
+        self.table, self.stop, self.calls = _random(97, vocabulary, seed=3), stop, 0
+        self.lengths: set[int] = set()  # of the texts that it was given
+        self.ends = torch.tensor([4, 7, 6, 9, 11])
+
+    def logits(self, ids: Tensor, row: Tensor) -> Tensor:
+        """ids (N, n), row (N,) -> logits (N, V) of the next token."""
+        place = torch.arange(1, ids.shape[1] + 1)
+        found = self.table[(ids * place * place).sum(dim=1) % len(self.table)].clone()  # (N, V)
+        found[:, self.stop] = torch.where(ids.shape[1] >= self.ends[row], 9.0, -9.0)
+        return found
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        self.calls += 1
+        self.lengths.add(ids.shape[1])
+        return self.logits(ids, torch.arange(len(ids)))
+
+
+def check_greedy(student: Callable[..., Tensor]) -> None:
+    """Exercise 1b: `student(next_logits, start, stop, pad, longest)` -> ids (B, L), with the start.
+
+    `next_logits(ids)`, (B, n) -> (B, V), sees all tokens so far.
+    """
+    stop, pad = 2, 0
+    for kind, start, longest in (
+        ("five texts", torch.full((5, 1), 5), 40),
+        ("a batch of one", torch.full((1, 1), 5), 40),
+        ("a prompt of two tokens", torch.tensor([[5, 9], [5, 12], [5, 3]]), 40),
+        ("at most 6 tokens", torch.full((5, 1), 5), 6),
+    ):
+        model = _Told(stop)
+        got = torch.as_tensor(attempt(student, model, start, stop, pad, longest))
+        wanted = _greedy(_Told(stop), start, stop, pad, longest)
+        text = f"For {kind}: "
+        demand(
+            model.calls < 3 or len(model.lengths) > 1,
+            f"{text}`next_logits` gets {min(model.lengths, default=0)} token each time. The next token depends on "
+            "*all* tokens so far: give it the whole text.",
+        )
+        demand(got.ndim == 2 and len(got) == len(start), f"{text}return ids (B, L); yours are {tuple(got.shape)}.")
+        demand(
+            got.shape[1] >= start.shape[1] and torch.equal(got[:, : start.shape[1]], start),
+            f"{text}the ids begin with `start`, which is not there in yours.",
+        )
+        demand(
+            got.shape[1] <= longest,
+            f"{text}{got.shape[1]} tokens, but a text has at most {longest}, the start included.",
+        )
+        first = got.shape[1] == start.shape[1] or torch.equal(got[:, start.shape[1]], wanted[:, start.shape[1]])
+        demand(first, f"{text}already the first token is another one. Take the argmax over the vocabulary, each time.")
+        after = [(row == stop).nonzero()[:1, 0].tolist() for row in got]
+        for row, ends in zip(got, after, strict=True):
+            demand(
+                not ends or (row[ends[0] + 1 :] == pad).all(),
+                f"{text}a text goes on after its closing token {stop}. Fill the rest of its row with padding.",
+            )
+        demand(
+            got.shape[1] >= wanted.shape[1] or longest == got.shape[1],
+            f"{text}you stop when {got.shape[1]} tokens are written, but not all texts have ended.",
+        )
+        demand(
+            got.shape[1] <= wanted.shape[1],
+            f"{text}all texts have ended after {wanted.shape[1]} tokens; yours go on to {got.shape[1]}.",
+        )
+        demand(
+            torch.equal(got, wanted),
+            f"{text}the texts differ from place {int((got != wanted).any(dim=0).long().argmax())} on. Each next token "
+            "depends on all tokens so far, in their order.",
+        )
+        demand(
+            model.calls <= wanted.shape[1] - start.shape[1],
+            f"{text}you ask for the next token {model.calls} times to write {wanted.shape[1] - start.shape[1]}.",
+        )
+    print("ok: the most likely token each time, until every text has ended.")
+
+
+def _greedy(model: _Told, start: Tensor, stop: int, pad: int, longest: int) -> Tensor:
+    """The library's loop on the same decoder; it hands over new tokens only."""
+    read: list[Tensor] = []
+
+    def step(new: Tensor, _: Tensor | None) -> Tensor:
+        read.append(new)
+        return model(torch.cat(read, dim=1))
+
+    return generate(step, start, DecodingConfig(), stop, pad, longest)
+
+
 def check_nucleus(student: Callable[[Tensor, float], Tensor]) -> None:
-    """Exercise 1: `student(logits, p)`, (B, V) -> the logits, -inf except for the most likely tokens that reach p."""
+    """Exercise 3: `student(logits, p)`, (B, V) -> the logits, -inf except for the most likely tokens that reach p."""
     probabilities = torch.tensor([[0.05, 0.50, 0.02, 0.30, 0.13]])
     logits = probabilities.log() + 3  # logits are not log-probabilities: a constant may be added
 
@@ -172,49 +314,3 @@ def check_caption_loss(student: Callable[[Tensor, Tensor, Tensor, float], Tensor
     learned = logits.clone().requires_grad_()
     demand_gradients(ask(0.1, learned), loss(labels, learned[:, :-1], 0.1), logits=learned)
     print("ok: the next token, including the closing one, no padding, and smoothing over all tokens.")
-
-
-def check_filter(student: Callable[[Tensor, Tensor, float], tuple[float, float]]) -> None:
-    """Exercise 3: `student(scores, is_clean, threshold)`, (N,), (N,) bool -> precision and recall of what is kept."""
-    scores = torch.tensor([0.9, 0.8, 0.7, 0.5, 0.4, 0.3, 0.2, 0.1])
-    clean = torch.tensor([True, False, True, True, True, True, True, False])
-
-    def ask(threshold: float, scores: Tensor = scores, clean: Tensor = clean) -> tuple[float, float]:
-        answer = attempt(student, scores, clean, threshold)
-        demand(isinstance(answer, tuple | list) and len(answer) == 2, "Return two numbers: precision, recall.")
-        return float(answer[0]), float(answer[1])
-
-    def near(*wanted: float) -> bool:
-        return all(abs(a - b) < 1e-4 for a, b in zip(got, wanted, strict=True))
-
-    got = ask(0.6)  # three are kept, two of them clean; six are clean
-    demand(not near(2 / 6, 2 / 3), "Precision and recall are swapped.")
-    demand(not near(200 / 3, 200 / 6), "Return shares between 0 and 1, not percent.")
-    demand(not near(2 / 3, 2 / 8), "Recall is the share of the *clean* captions that are kept, not of all of them.")
-    demand(
-        not near(2 / 3, 3 / 8),
-        "Your second number is the share that is kept. Recall is the share of the clean ones that are kept.",
-    )
-    demand(
-        not near(3 / 8, 2 / 6),
-        "Your first number is accuracy, or the share that is kept. Precision is the share of the kept that are clean.",
-    )
-    demand(
-        not near(1 / 5, 1 / 2),
-        "You evaluate the removed captions. Precision and recall are about the kept, clean ones.",
-    )
-    demand(
-        near(2 / 3, 2 / 6),
-        "Of 3 kept captions 2 are clean, of 6 clean ones 2 are kept: 0.67 and 0.33, not "
-        f"{got[0]:.2f} and {got[1]:.2f}.",
-    )
-    got = ask(0.5)
-    demand(near(3 / 4, 3 / 6), "A caption that scores exactly the threshold is kept.")
-    got = ask(0.95)
-    demand(got[0] == got[0], "Nothing is kept, and your precision is NaN, 0 / 0. Return 0.")
-    demand(near(0, 0), "If nothing is kept, return 0 for both.")
-    got = ask(0.0)
-    demand(near(6 / 8, 1), "If all captions are kept, precision is the share of clean captions, and recall is 1.")
-    got = ask(0.5, scores[:1].double(), clean[:1])
-    demand(near(1, 1), "Right so far, but wrong for a single caption, which is clean and kept: 1 and 1.")
-    print("ok: precision of the kept captions, recall of the clean ones, and no division by zero.")

@@ -10,62 +10,63 @@
 # %% [markdown] slideshow={"slide_type": "slide"}
 # # 05 · BLIP: encode, match, write
 #
-# **The question.** All models so far say how well a text fits an image. None of them can write a text. And all of them
-# were trained on captions as they are. Captions from the web are cheap, but many do not describe the image. If a model can
-# tell a good caption from a bad one, and can also write one, can it **clean its own training data**?
+# **The question.** All models so far say how well a text fits an image. None of them can write a text. Can one model do all
+# three: find captions, judge them, and write them? And can the part that writes also judge?
 #
-# BLIP ([Li et al. 2022](https://arxiv.org/abs/2201.12086)) does both. One text transformer is used in three ways: as a text
-# encoder, as an image-grounded encoder that judges a caption, and as an image-grounded decoder that writes one. The
-# decoder (**captioner**) then writes new captions for web images, the encoder (**filter**) removes captions that do not
-# fit, and a new model is trained on the result. This is **CapFilt**: captioning and filtering.
+# BLIP ([Li et al. 2022](https://arxiv.org/abs/2201.12086)) uses one text transformer in three ways: as a text encoder, as an
+# image-grounded encoder that judges a caption, and as an image-grounded **decoder** that writes one. Lesson 06 then lets this
+# model clean its own training data.
 #
 # | | |
 # |---|---|
-# | **After this lesson you can** | compute the language-modeling loss with label smoothing; explain causal masks; decode by greedy search, beam search and nucleus sampling; measure a filter by precision, recall and AUC; run CapFilt and judge what it brings |
+# | **After this lesson you can** | assemble BLIP's decoder beside its encoder; write the causal mask and the greedy loop; compute the language-modeling loss with label smoothing; decode by greedy search, beam search and nucleus sampling; use the likelihood of a caption as a score |
 # | **You need** | lesson 03 (ITC, ITM, cross-attention, hard negatives) |
-# | **Time** | about two hours with the exercises. In profile `laptop` training takes about five minutes, and CapFilt five more; `quick` needs about two minutes in all |
+# | **Time** | reading 50 minutes, running 8 minutes in profile `laptop` (training takes five) or two in `quick`, exercises 60 minutes |
 
 # %% tags=["setup"] slideshow={"slide_type": "skip"}
-import json
 from dataclasses import replace
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import nn
 
-from minivlp.data.batch import to_tensor
+from minivlp.data.batch import Text, to_tensor
 from minivlp.data.loading import Loader
-from minivlp.data.noise import NoisyCaptions
 from minivlp.data.scenes import Scenes
 from minivlp.data.text import group_words, load_tokenizer, tokenize
 from minivlp.device import profile
 from minivlp.evaluation.captions import captions, write
 from minivlp.evaluation.facts import proofread, tells_all
-from minivlp.evaluation.filtering import filter_quality, roc
+from minivlp.evaluation.forward import caption_likelihood
 from minivlp.evaluation.grounding import pointing_game
-from minivlp.evaluation.records import RECORDS, by_variant
+from minivlp.evaluation.matching import counterfactual
+from minivlp.evaluation.records import by_variant
 from minivlp.evaluation.score import Scores, bootstrap
-from minivlp.layers.attention import record_attention
+from minivlp.layers.attention import Attention, attention_mask, record_attention
 from minivlp.layers.generation import DecodingConfig, nucleus
+from minivlp.layers.heads import ContrastiveHead, MaskedLMHead, MatchingHead, Temperature
+from minivlp.layers.towers import ImageEncoder, TextEncoder
 from minivlp.lessons import blip as exercise
+from minivlp.lessons.common import object_words
 from minivlp.models.blip import BLIP, CROSS_ATTENTION, SELF_ATTENTION, THE_REST
+from minivlp.objectives.captioning import caption_loss, next_tokens
 from minivlp.papers import paper
-from minivlp.training.capfilt import CapFilt, by_cosine
 from minivlp.training.checkpoint import bundled, load_model
 from minivlp.training.loop import fit, overfit_one_batch
 from minivlp.visualize import attention, drawing
-from minivlp.visualize.widgets import AttentionViewer, FilterBoard, LiveCurves
+from minivlp.visualize.widgets import AttentionViewer, LiveCurves
 
 recipe = paper("blip").recipe(profile())
 tokenizer = load_tokenizer()
-_ = torch.manual_seed(0)  # assigned, so that the cell prints nothing
 CONTEXT = 56  # the longest text, in tokens, that the nano models read
+_ = torch.manual_seed(0)  # assigned, so that the cell prints nothing
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## One model, three uses
 # The bundled model and an image that it has never seen. It **encodes** some captions and ranks them by their similarity to
-# the image. It **judges** for each caption whether it is true of the image. And it **writes** a caption.
+# the image. It **judges** for each caption whether it is true of the image. And it **writes** a caption. A tick marks the
+# caption that is true.
 
 # %%
 trained = load_model(BLIP, bundled("blip_nano"))
@@ -78,36 +79,26 @@ false = list(scene.counterfactuals(np.random.default_rng(0)).values())[:3]
 with torch.no_grad():
     near = trained.similarity(picture, tokenize(tokenizer, [true, *others], CONTEXT))[0].softmax(dim=0)
     fits = trained.match(picture.expand(1 + len(false), -1, -1, -1), tokenize(tokenizer, [true, *false], CONTEXT))
-written = write(trained, test, tokenizer, [row])[0]
-with drawing.style():
-    figure, axes = plt.subplots(1, 3, figsize=(9, 2.7), layout="constrained", width_ratios=[1, 1.6, 1.6])
-    axes[0].imshow(test[row].image), axes[0].axis("off")
-    axes[0].set_title("writes: " + written, y=-0.04, va="top", fontsize=9, wrap=True)
-    for ax, name, texts, values in ((axes[1], "encodes: which is nearest?", [true, *others], near),
-                                    (axes[2], "judges: does it fit?", [true, *false], fits)):
-        colors = [drawing.BLUE, *[drawing.VERMILION] * (len(texts) - 1)]
-        ax.barh(range(len(texts)), values, height=0.3, color=colors)
-        for y, text in enumerate(texts):
-            ax.text(0.01, y - 0.2, text, va="bottom", fontsize=8)
-        ax.set(xlim=(0, 1), ylim=(len(texts) - 0.6, -0.7), yticks=[], title=name)
-    plt.show()
+print("It writes:", write(trained, test, tokenizer, [row])[0])
+drawing.option_bars([
+    drawing.Options("encodes: which caption is nearest?", [true, *others], near.tolist(), {0}, test[row].image),
+    drawing.Options("judges: is it true?", [true, *false], fits.tolist(), {0}),
+])
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## The idea
-#
-# ```text
-#                     [CLS] a red heart … ──► text encoder ───────────────► ITC: which text belongs to which image?
-#                                                │ the same layers
-# image ─► image tower ──┬──► [ENC] a red … ──► attends to the patches ───► ITM: is this true of the image?
-#                        │                       │ the same layers, but for self-attention
-#                        └──► [DEC] a red … ──► attends to the patches, ──► LM: what is the next word?
-#                                               and to earlier words only
-# ```
-#
+
+# %%
+drawing.structure("BLIP")
+
+# %% [markdown]
 # The three passes use *one* stack of layers. The first token tells the model which pass it is: [CLS] encode, [ENC] judge,
-# [DEC] write. The first two are known from ALBEF (lesson 03). The third is new: **language modeling (LM)** predicts, at
-# every position of a text, the next word. It may use the image and the earlier words, but no later word, because the
-# later words contain the answer. A **causal mask** ensures this: position $t$ attends to positions $\le t$ only.
+# [DEC] write. The first two are known from ALBEF (lesson 03): the [contrastive loss](../docs/glossary.md#contrastive-loss)
+# (ITC) and [image-text matching](../docs/glossary.md#image-text-matching) (ITM). The third is new:
+# [**language modeling**](../docs/glossary.md#language-modeling) **(LM)** predicts, at every position of a text, the next
+# [token](../docs/glossary.md#token). It may use the image and the earlier tokens, but no later token, because the later
+# tokens contain the answer. A [**causal mask**](../docs/glossary.md#causal-mask) ensures this: position $t$ attends to
+# positions $\le t$ only.
 #
 # $$\mathcal L = \mathcal L_\text{ITC} + \mathcal L_\text{ITM} + \mathcal L_\text{LM}$$
 #
@@ -126,9 +117,9 @@ print("encoder, unchanged positions:", "".join("✓" if x else "·" for x in sam
 assert same[0][:-2].all() and not same[0][-2] and not same[1].any()
 
 # %% [markdown] slideshow={"slide_type": "subslide"}
-# Both kinds of self-attention on that caption (first layer, mean of the heads). A row is a word, the columns are the words
-# to which it attends. Encoder and decoder do not share self-attention: one is trained to use both directions, the other
-# earlier words only.
+# Both kinds of self-attention on a caption (first layer, mean of the heads). A row is a word, the columns are the words to
+# which it attends. Encoder and decoder do not share self-attention: one is trained to use both directions, the other earlier
+# words only.
 
 # %%
 caption = true
@@ -136,15 +127,189 @@ text = tokenize(tokenizer, [caption], CONTEXT)
 with torch.no_grad(), record_attention(trained) as maps:
     trained.match(picture, text)
     trained.caption_logprob(picture, text)
-tokens = tokenizer.convert_ids_to_tokens(text.ids[0].tolist())
-with drawing.style():
-    figure, axes = plt.subplots(1, 2, figsize=(9, 4), layout="constrained")
-    for ax, name, first, title in zip(axes, ("text.0.self", "decoder.0.self"), ("[ENC]", "[DEC]"), ("judging", "writing"), strict=True):
-        ax.imshow(maps[name][0].mean(dim=0), cmap=drawing.HEAT, vmin=0)
-        ax.set_xticks(range(len(tokens)), [first, *tokens[1:]], rotation=60, ha="right")
-        ax.set_yticks(range(len(tokens)), [first, *tokens[1:]])
-        ax.set_title(title)
-    plt.show()
+words = tokenizer.convert_ids_to_tokens(text.ids[0].tolist())[1:]
+drawing.word_attention(["(first)", *words], {
+    "judging, first token [ENC]": maps["text.0.self"][0].mean(dim=0),
+    "writing, first token [DEC]": maps["decoder.0.self"][0].mean(dim=0),
+})
+
+# %% [markdown] slideshow={"slide_type": "slide"}
+# ## Build it
+# The decoder has its own self-attention with a causal mask. Embedding, [cross-attention](../docs/glossary.md#cross-attention)
+# and feed-forward layers are those of the encoder: not copies, but the same modules. All parts are known from lessons 02 and
+# 03. In each layer, with $H$ the states of the text and $V$ the tokens of the image:
+#
+# $$H \leftarrow H + \mathrm{SelfAttn}_\text{causal}(\mathrm{LN}\,H), \qquad
+# H \leftarrow H + \mathrm{CrossAttn}(\mathrm{LN}\,H, V), \qquad
+# H \leftarrow H + \mathrm{FFN}(\mathrm{LN}\,H)$$
+
+# %%
+def causal_mask(real):
+    """Which tokens may be attended to: (B, L) bool -> (B, 1, L, L). You write it in exercise 1."""
+    return attention_mask(real, causal=True)
+
+
+class Decoder(nn.Module):
+    """Text so far and image -> states from which the next token is predicted."""
+
+    def __init__(self, encoder, mask=causal_mask):
+        super().__init__()
+        block = encoder.config.block
+        self.encoder, self.mask = encoder, mask
+        self.attention = nn.ModuleList(Attention(block.width, block.heads) for _ in encoder.blocks)  # its own
+        self.attention_norm = nn.ModuleList(nn.LayerNorm(block.width) for _ in encoder.blocks)
+        self.norm = nn.LayerNorm(block.width)
+
+    def forward(self, text, image_tokens):
+        x = self.encoder.embed(text.ids)  # (B, L, D)
+        for block, attention, norm in zip(self.encoder.blocks, self.attention, self.attention_norm, strict=True):
+            x = x + attention(norm(x), mask=self.mask(text.mask))
+            x = x + block.cross_attention(block.cross_norm(x), image_tokens)  # image_tokens: (B, 1+P, D)
+            x = x + block.feed_forward(block.feed_norm(x))
+        return self.norm(x)  # (B, L, D)
+
+
+class MyBLIP(nn.Module):
+    """The three passes over one stack of layers."""
+
+    def __init__(self, config, mask=causal_mask):
+        super().__init__()
+        width, self.tokens = config.text.block.width, config.tokens
+        self.image = ImageEncoder(config.image)
+        self.text = TextEncoder(config.text, context_width=config.image.block.width)
+        self.decoder = Decoder(self.text, mask)
+        self.itc_head = ContrastiveHead(width, width, config.embed_width, Temperature(config.temperature))
+        self.match_head = MatchingHead(nn.Linear(width, 2))
+        self.caption_head = MaskedLMHead(width, config.text.vocabulary, config.text.block.norm_eps)
+
+    def embed_texts(self, text):  # [CLS]: text alone -> (B, E)
+        return self.itc_head.embed_text(self.text(text))
+
+    def match(self, images, text):  # [ENC]: attends to the image, in both directions -> (B,)
+        fused = self.text(text.with_first(self.tokens.enc), self.image(images))  # (B, L, D)
+        return self.match_head(fused).softmax(dim=-1)[:, 1]
+
+    def next_logits(self, image_tokens, text):  # [DEC]: attends to the image and to earlier words -> (B, L, V)
+        return self.caption_head(self.decoder(text.with_first(self.tokens.dec), image_tokens))
+
+
+mine = MyBLIP(trained.config).eval()
+text, images = tokenize(tokenizer, [true, "a heart", others[0]], CONTEXT), picture.expand(3, -1, -1, -1)
+with torch.no_grad():
+    image_tokens = mine.image(images)
+    print("image tokens", tuple(image_tokens.shape), "· decoder", tuple(mine.decoder(text, image_tokens).shape),
+          "· logits", tuple(mine.next_logits(image_tokens, text).shape))
+
+# %% [markdown] slideshow={"slide_type": "subslide"}
+# Is it BLIP? Copy the weights of the library's model into yours, part by part, and compare the results of the three passes.
+# The three texts have different lengths, so padding is tested, too.
+
+# %% tags=["check", "nbval-check-output"]
+for part in ("image", "text", "itc_head", "match_head", "caption_head"):
+    getattr(mine, part).load_state_dict(getattr(trained, part).state_dict())
+for block, own, norm in zip(trained.decoder.blocks, mine.decoder.attention, mine.decoder.attention_norm, strict=True):
+    own.load_state_dict(block.self_attention.state_dict())
+    norm.load_state_dict(block.self_norm.state_dict())
+mine.decoder.norm.load_state_dict(trained.decoder.norm.state_dict())
+with torch.no_grad():
+    theirs = trained.caption_head(trained.decode(text.with_first(special.dec), trained.encode_image(images)))
+    assert torch.allclose(mine.embed_texts(text), trained.embed_texts(text), atol=1e-5)
+    assert torch.allclose(mine.match(images, text), trained.match(images, text), atol=1e-5)
+    assert torch.allclose(mine.next_logits(mine.image(images), text)[text.mask], theirs[text.mask], atol=1e-4)
+assert sum(p.numel() for p in mine.parameters()) == sum(p.numel() for p in trained.parameters())
+print("encoding, judging and writing: the same as the library's BLIP, with as many parameters")
+
+# %% [markdown] slideshow={"slide_type": "slide"}
+# ## Exercise 1 · Build the paper: causal mask and greedy loop *(medium, 30 minutes)*
+# Two functions make a transformer write.
+#
+# 1. `my_causal_mask(real)`: `real` (B, L) is True on real tokens. Returns (B, 1, L, L) bool. Entry `[b, 0, query, key]` is True
+#    if the query may attend to the key: itself and earlier tokens, but no padding.
+# 2. `my_greedy(next_logits, start, stop, pad, longest)`: `next_logits(ids)` takes the texts so far, (B, n), and returns the
+#    logits of the token that comes next, (B, V). Append the most probable token to each text until every text has ended. A
+#    text ends with `stop`; what follows in its row is `pad`. No text gets longer than `longest` tokens.
+#
+# *Predict first:* you train a decoder whose mask lets every token attend to all others. Will its loss be higher or lower
+# than with a causal mask? And what will it write?
+#
+# <details><summary>Hint 1</summary>For the mask: <code>place = torch.arange(L)</code>, and compare
+# <code>place[:, None]</code> (queries) with <code>place</code> (keys). Then combine with <code>real[:, None, None, :]</code>
+# by <code>&amp;</code>.</details>
+# <details><summary>Hint 2</summary>For the loop: keep <code>ids</code> and a boolean tensor <code>ended</code> (B,). In each
+# round take <code>argmax(dim=-1)</code>, put <code>pad</code> where a text has ended, and append the column with
+# <code>torch.cat</code>.</details>
+# <details><summary>Hint 3</summary>The loop goes on <code>while ids.shape[1] &lt; longest and not ended.all()</code>. Update
+# <code>ended</code> with <code>new == stop</code> at the end of each round.</details>
+
+# %% tags=["exercise"]
+def my_causal_mask(real):
+    """real (B, L) bool, True on real tokens. Returns (B, 1, L, L) bool, True where a query may attend to a key."""
+    ### BEGIN SOLUTION
+    place = torch.arange(real.shape[1])
+    return real[:, None, None, :] & (place <= place[:, None])
+    ### END SOLUTION
+
+
+# %% tags=["exercise"]
+def my_greedy(next_logits, start, stop, pad, longest):
+    """start (B, n) ids. Returns ids (B, L): start, then the most probable token each time, [SEP], padding."""
+    ### BEGIN SOLUTION
+    ids, ended = start, torch.zeros(len(start), dtype=torch.bool)
+    while ids.shape[1] < longest and not ended.all():
+        new = next_logits(ids).argmax(dim=-1).masked_fill(ended, pad)  # (B,)
+        ids = torch.cat([ids, new[:, None]], dim=1)
+        ended = ended | (new == stop)
+    return ids
+    ### END SOLUTION
+
+
+# %% tags=["check", "nbval-check-output", "needs-solution"]
+exercise.check_causal_mask(my_causal_mask)
+exercise.check_greedy(my_greedy)
+
+# %% [markdown] slideshow={"slide_type": "subslide"}
+# Now train with your mask and write with your loop: twelve scenes, forty steps, once with your mask and once with a mask that
+# hides nothing. The image tower is the trained one; all other weights start at random.
+
+# %% tags=["check", "nbval-check-output", "needs-solution"]
+def everything(real):
+    """A mask with a mistake: it hides padding, but not the future."""
+    return real[:, None, None, :]
+
+
+def learn_and_write(mask, steps=40, count=12):
+    """Fit a fresh model to a few captions; return its last loss and how many of the captions it then writes."""
+    torch.manual_seed(0)
+    model = MyBLIP(trained.config, mask)
+    model.image.load_state_dict(trained.image.state_dict())
+    model.image.requires_grad_(False)
+    known = [test.captions(r)[0] for r in range(count)]
+    text, image_tokens = tokenize(tokenizer, known, CONTEXT), model.image(to_tensor(test.pixels(range(count), 64)))
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
+    for _ in range(steps):
+        loss = caption_loss(model.next_logits(image_tokens, text)[:, :-1], next_tokens(text))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    @torch.no_grad()
+    def next_logits(ids):
+        return model.next_logits(image_tokens, Text(ids, torch.ones_like(ids, dtype=torch.bool)))[:, -1]
+
+    ids = my_greedy(next_logits, torch.full((count, 1), special.dec), special.sep, special.pad, 30)
+    said = [text.strip() for text in tokenizer.batch_decode(ids.tolist(), skip_special_tokens=True)]
+    return loss.item(), sum(a == b for a, b in zip(said, known, strict=True)), said[1]
+
+
+for mask in (my_causal_mask, everything):
+    loss, exact, example = learn_and_write(mask)
+    print(f"{mask.__name__:15} loss below .1: {loss < 0.1}, captions written as learned: {'all' if exact == 12 else 'not all'}")
+    assert loss < 0.1 and (exact == 12) == (mask is my_causal_mask)
+
+# %% [markdown]
+# Both losses are almost zero. With the wrong mask the model reads the answer from the next position instead of learning
+# to write, and when it has to write, there is no next position to read. **A loss that falls does not show that the mask is
+# right.** The test above, with a changed last word, does.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## The language-modeling loss by hand
@@ -157,7 +322,7 @@ with drawing.style():
 # The closing [SEP] is predicted like any other token, because a model that does not learn it never stops. Padding is not
 # predicted.
 #
-# With $\epsilon = 0$, $q_t$ is one for the true token, and this is the usual cross-entropy. **Label smoothing**
+# With $\epsilon = 0$, $q_t$ is one for the true token, and this is the usual cross-entropy. [**Label smoothing**](../docs/glossary.md#label-smoothing)
 # ([Szegedy et al. 2016](https://arxiv.org/abs/1512.00567)) moves a share $\epsilon = .1$ of the target to a *uniform*
 # distribution over the vocabulary. It regularizes: without it the loss pushes the logit of the true token toward infinity;
 # with it the best logits are finite, so the model becomes less overconfident. The uniform part is not a model of other
@@ -202,29 +367,68 @@ target = 0.9 * F.one_hot(torch.tensor(0), V) + 0.1 / V  # (V,), if token 0 is th
 floor = -(target * target.log()).sum().item()
 print(f"a uniform guess over {V} tokens has a loss of {np.log(V):.2f}, the minimum is {floor:.2f}")
 
+# %% [markdown] slideshow={"slide_type": "slide"}
+# ## Exercise 2 · The language-modeling loss *(medium, 20 minutes)*
+# `logits[:, t]` is about the token at position `t + 1`. Predict every real token but the first, the closing one included, and
+# average over all predicted tokens. A share `smoothing` of the target is uniform over all V tokens. The id 0 is a token like
+# any other: only `mask` tells what is padding.
+#
+# *Predict first:* with which mask is padding predicted, too: `mask[:, :-1]` or `mask[:, 1:]`?
+#
+# <details><summary>Hint 1</summary>Shift by one: logits without the last position, ids and mask without the first.</details>
+# <details><summary>Hint 2</summary>Select the predicted positions with the mask; this gives (M, V) logits.</details>
+# <details><summary>Hint 3</summary>Smoothing adds <code>smoothing * logprob.mean(-1)</code>, as in the loop above.
+# <code>torch.nn.functional</code> is imported as <code>F</code>.</details>
+#
+# If your loss is right, the check cell also compares it with the library's loss on the four pairs from above, and trains
+# with it.
+
+# %% tags=["exercise"]
+def my_caption_loss(logits, ids, mask, smoothing):
+    """logits (B, L, V), ids (B, L), mask (B, L) bool, True on real tokens. Returns a scalar."""
+    ### BEGIN SOLUTION
+    asked = mask[:, 1:]
+    logprob = logits[:, :-1][asked].log_softmax(dim=-1)  # (M, V)
+    chosen = logprob.gather(1, ids[:, 1:][asked][:, None])[:, 0]
+    return -((1 - smoothing) * chosen + smoothing * logprob.mean(dim=-1)).mean()
+    ### END SOLUTION
+
+
+# %% tags=["check", "nbval-check-output", "needs-solution"]
+exercise.check_caption_loss(my_caption_loss)
+with torch.no_grad():
+    hidden = fresh.decode(four.text.with_first(special.dec), fresh.encode_image(four.images))
+    my_loss = my_caption_loss(fresh.caption_head(hidden), four.text.ids, four.text.mask, 0.1)
+assert torch.isclose(my_loss, by_library, atol=1e-4)
+torch.manual_seed(0)
+small, learned = MyBLIP(trained.config), []
+optimizer = torch.optim.AdamW(small.parameters(), lr=2e-3)
+for _ in range(40):
+    logits = small.next_logits(trained.encode_image(four.images).detach(), four.text)
+    loss = my_caption_loss(logits, four.text.ids, four.text.mask, 0.1)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    learned.append(loss.item())
+assert learned[-1] - floor < 0.2 * (learned[0] - floor)
+print("the same as the library's loss on four pairs, and forty steps with it bring the loss near its minimum")
+
 # %% [markdown] slideshow={"slide_type": "subslide"}
 # What does the trained model predict, word by word? Each column belongs to one position of a true caption and shows the
-# three most probable words there (dark: the true one). Where the model is uncertain, look at the words: is it uncertain
-# about the *image* or about the *wording*?
+# three most probable words there. A tick marks the word of the caption. Where the model is uncertain, look at the words: is it
+# uncertain about the *image* or about the *wording*?
 
 # %%
 text = tokenize(tokenizer, [caption], CONTEXT)
 with torch.no_grad():
     hidden = trained.decode(text.with_first(special.dec), trained.encode_image(picture))
-    expected = trained.caption_head(hidden)[0].softmax(dim=-1)  # (L, V); row t: the word after token t
+    expected = trained.caption_head(hidden)[0].softmax(dim=-1)  # (L, V); row t: the token after token t
 best = expected.topk(3)
-next_tokens = tokenizer.convert_ids_to_tokens(text.ids[0, 1:].tolist())
-with drawing.style():
-    figure, axes = plt.subplots(1, len(next_tokens), figsize=(9, 1.9), layout="constrained", sharey=True)
-    for ax, t, said in zip(axes, range(len(next_tokens)), next_tokens, strict=True):
-        likely = tokenizer.convert_ids_to_tokens(best.indices[t].tolist())
-        colors = [drawing.BLUE if word == said else drawing.SKY for word in likely]
-        ax.barh(range(3), best.values[t], height=0.35, color=colors)
-        for y, word in enumerate(likely):
-            ax.text(0.02, y - 0.25, word, va="bottom", fontsize=8)
-        ax.set(xlim=(0, 1), ylim=(2.5, -0.9), yticks=[], xticks=[], xlabel=said)
-        ax.spines[:].set_visible(False)
-    plt.show()
+likely = [tokenizer.convert_ids_to_tokens(ids) for ids in best.indices.tolist()]
+drawing.option_bars([
+    drawing.Options(word, likely[t], best.values[t].tolist(), {likely[t].index(word)} if word in likely[t] else ())
+    for t, word in enumerate(words)
+])
 
 # %% [markdown]
 # Mostly about the wording. A caption may begin with either object, or with *a picture of*, and it mentions a size only
@@ -305,7 +509,7 @@ marked = [proofread(text, test.scene(r)) for text, r in zip(said, shown, strict=
 drawing.caption_grid([test[r].image for r in shown], [text for text, _ in marked], [missing for _, missing in marked])
 
 # %% [markdown] slideshow={"slide_type": "subslide"}
-# In numbers. **BLEU-4, ROUGE-L and CIDEr-D** compare the words with those of the true captions, as the papers do.
+# In numbers. **[BLEU-4](../docs/glossary.md#bleu), [ROUGE-L](../docs/glossary.md#rouge-l) and [CIDEr-D](../docs/glossary.md#cider)** compare the words with those of the true captions, as the papers do.
 # **Facts** checks the content: which share of all facts of an image is right, wrong, or missing? For *facts wrong* and
 # *facts missing* **lower is better**. Chance is the caption of another image: good English, wrong image.
 
@@ -329,41 +533,35 @@ print("far more of what it writes is true than of a caption taken at random")
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Where does it attend while it writes?
-# When a word is predicted, the decoder has the earlier words and attends to the image. We let it write a caption, give it
-# this caption again word by word, and record its attention at each position. Note the shift by one: the attention that *led
-# to* a word stands at the position **before** the word.
+# When a word is predicted, the decoder has the earlier words and attends to the image. We give it a true caption word by word
+# and record its attention at each position. Note the shift by one: the attention that *led to* a word stands at the position
+# **before** the word. `decoder_attention` shifts the maps, so that each map belongs to the word that it led to.
 #
-# Layer and head are chosen as in lesson 03, by the pointing game on *validation* scenes: when the noun of an object is about
-# to be written, how often is the strongest patch inside the box of the object?
+# Layer and head are chosen as in lesson 03, by the [pointing game](../docs/glossary.md#pointing-game) on *validation* scenes:
+# when the noun of an object is about to be written, how often is the strongest patch inside the box of the object?
 
 # %%
-def noun_maps(scenes, later=0):
-    """Maps (R, rows, columns) by layer and head (-1: their mean) when each noun is predicted, or `later` places after
-    it; boxes; rows."""
-    asked = [(r, region) for r in range(len(scenes)) for region in scenes.regions(r) if region.kind == "object"]
-    rows, nouns = [r for r, _ in asked], [region.phrase.split()[-1] for _, region in asked]
-    text = tokenize(tokenizer, [scenes.captions(r)[0] for r in rows], CONTEXT)
-    named = zip(text.ids, nouns, strict=True)
-    where = torch.tensor([next(p[0] for w, p in group_words(tokenizer, ids) if w == noun) for ids, noun in named])
-    every, found = torch.arange(len(rows)), {}
-    by_layer = attention.decoder_attention(model, to_tensor(scenes.pixels(rows, 64)), text)
+def noun_maps(objects, later=0):
+    """Maps (R, rows, columns) by layer and head (-1: their mean), when each noun is predicted or `later` places after it."""
+    every, found = torch.arange(len(objects)), {}
+    by_layer = attention.decoder_attention(model, objects.images, objects.text)
     for layer, weights in enumerate(by_layer.values()):  # (R, H, L, P)
-        chosen = weights[every, :, where + later]  # (R, H, P)
+        chosen = weights[every, :, objects.places + later]  # (R, H, P)
         found |= {(layer, head): attention.to_grid(heat) for head, heat in enumerate(chosen.unbind(dim=1))}
         found[layer, -1] = attention.to_grid(chosen.mean(dim=1))
-    return found, torch.tensor([region.box for _, region in asked]), rows
+    return found
 
 
-maps, boxes, rows = noun_maps(Scenes(150, split="validation", seed=3))
-layer, head = max(maps, key=lambda key: pointing_game(maps[key], boxes).value)
-maps, boxes, rows = noun_maps(Scenes(150, split="test", seed=7))  # scenes that had no say in the choice
-after, _, _ = noun_maps(Scenes(150, split="test", seed=7), later=1)
+for_choice, for_test = (object_words(Scenes(150, split=split, seed=seed), tokenizer) for split, seed in (("validation", 3), ("test", 7)))
+maps = noun_maps(for_choice)
+layer, head = max(maps, key=lambda key: pointing_game(maps[key], for_choice.boxes).value)
+name = f"layer {layer}, {'mean of heads' if head < 0 else f'head {head}'}"
+points, after = (  # on scenes that had no say in the choice
+    pointing_game(noun_maps(for_test, later)[layer, head], for_test.boxes, images=for_test.rows) for later in (0, 1)
+)
 
 # %% tags=["nbval-ignore-output"]
-name = f"layer {layer}, {'mean of heads' if head < 0 else f'head {head}'}"
-points = pointing_game(maps[layer, head], boxes, images=rows)
-Scores({f"{name}, as the noun is written": points,
-        f"{name}, one word later": pointing_game(after[layer, head], boxes, images=rows)})
+Scores({f"{name}, as the noun is written": points, f"{name}, one word later": after})
 
 # %% tags=["check", "nbval-check-output"]
 assert points.value > 2 * points.chance
@@ -404,8 +602,8 @@ AttentionViewer.of(model, test[shown_row].image, caption, tokenizer, named,
 # At each position the model gives a probability to every word. How to choose?
 #
 # * **Greedy:** take the most probable word.
-# * **Beam search:** keep the three most probable *texts* and extend each. It finds texts that are more probable as a whole.
-# * **Nucleus sampling:** draw at random from the nucleus, the smallest set $S$ of most probable words with
+# * [**Beam search:**](../docs/glossary.md#beam-search) keep the three most probable *texts* and extend each. It finds texts that are more probable as a whole.
+# * [**Nucleus sampling:**](../docs/glossary.md#nucleus-sampling) draw at random from the nucleus, the smallest set $S$ of most probable words with
 #   $\sum_{w \in S} p(w) \ge .9$ ([Holtzman et al. 2020](https://arxiv.org/abs/1904.09751)). It gives more varied texts. BLIP's
 #   captioner decodes like this.
 #
@@ -413,7 +611,7 @@ AttentionViewer.of(model, test[shown_row].image, caption, tokenizer, named,
 
 # %%
 sizes = nucleus(expected.log(), 0.9).isfinite().sum(dim=-1)  # (L,)
-print("words in the nucleus:", ", ".join(f"{word} {n}" for word, n in zip(next_tokens, sizes.tolist(), strict=False)))
+print("words in the nucleus:", ", ".join(f"{word} {n}" for word, n in zip(words, sizes.tolist(), strict=False)))
 
 # %%
 WAYS = {"greedy": DecodingConfig(), "3 beams": DecodingConfig(beams=3, min_length=4), "nucleus": DecodingConfig(top_p=0.9)}
@@ -454,6 +652,105 @@ for way, decoding in WAYS.items():
 Scores(compared)
 
 # %% [markdown] slideshow={"slide_type": "slide"}
+# ## Exercise 3 · The nucleus *(medium, 20 minutes)*
+# Keep the most probable words that together reach `p`, including the one with which the sum reaches `p`. The logits of all
+# others become `-inf`. Each row has its own nucleus.
+#
+# <details><summary>Hint 1</summary>Apply the softmax, then sort in descending order.</details>
+# <details><summary>Hint 2</summary>A word is outside if the words <em>before</em> it reach <code>p</code> already:
+# <code>cumsum - probability</code>.</details>
+# <details><summary>Hint 3</summary>Bring the mask back to the old order with <code>scatter</code> along the last axis.</details>
+
+# %% tags=["exercise"]
+def my_nucleus(logits, p):
+    """logits (B, V). Returns (B, V): the same where a word may be drawn, -inf elsewhere."""
+    ### BEGIN SOLUTION
+    probabilities, order = logits.softmax(dim=-1).sort(dim=-1, descending=True)
+    before = probabilities.cumsum(dim=-1) - probabilities
+    outside = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, before >= p)
+    return logits.masked_fill(outside, -torch.inf)
+    ### END SOLUTION
+
+
+# %% tags=["check", "nbval-check-output", "needs-solution"]
+exercise.check_nucleus(my_nucleus)
+
+# %% [markdown]
+# Write with it: the same image, three draws.
+
+# %% tags=["needs-solution", "nbval-ignore-output"]
+@torch.no_grad()
+def sample(seed, longest=20):
+    """A caption of `picture`, each token drawn from your nucleus."""
+    generator, ids = torch.Generator().manual_seed(seed), torch.tensor([[special.dec]])
+    while ids.shape[1] < longest and ids[0, -1] != special.sep:
+        logits = mine.next_logits(mine.image(picture), Text(ids, torch.ones_like(ids, dtype=torch.bool)))[:, -1]
+        new = torch.multinomial(my_nucleus(logits, 0.9).softmax(dim=-1), 1, generator=generator)
+        ids = torch.cat([ids, new], dim=1)
+    return tokenizer.decode(ids[0], skip_special_tokens=True).strip()
+
+
+for seed in range(3):
+    print(sample(seed))
+
+# %% [markdown] slideshow={"slide_type": "slide"}
+# ## Caption likelihood as a second judge
+# The decoder gives every text a probability: multiply the probabilities of its tokens, or add their logarithms.
+#
+# $$\log p(x \mid I) = \sum_{t \ge 1} \log p(x_t \mid x_{<t}, I)$$
+#
+# So it can judge, too: of a true caption and the same caption with one fact changed, which is more probable for this image?
+# Lesson 03 asked this of the matching head. Here both judge the same pairs: the bundled model, 300 test scenes.
+#
+# The third bar is a control. It gives the decoder the image of *another* scene. If the false captions were simply unusual
+# sentences, the decoder would recognize them without the right image.
+
+# %%
+few_scenes = Scenes(300, split="test", seed=7)
+
+
+def likelihood_with_another_image(model, dataset, tokenizer, rows, texts, batch_size):
+    """The same texts, each with the image of the next row."""
+    return caption_likelihood(model, dataset, tokenizer, [(row + 1) % len(dataset) for row in rows], texts, batch_size)
+
+
+judges = {
+    name: counterfactual(trained, few_scenes, tokenizer, **how)
+    for name, how in {
+        "matching": {},
+        "caption likelihood": {"score": caption_likelihood},
+        "likelihood, another image": {"score": likelihood_with_another_image},
+    }.items()
+}
+drawing.bars_with_spread({name: [scores] for name, scores in judges.items()}, list(judges["matching"]))
+
+# %% tags=["check", "nbval-check-output"]
+likely, control = judges["caption likelihood"], judges["likelihood, another image"]
+assert likely["relation"].value > 0.95 and likely["swap"].value > 0.95
+assert abs(control["mean"].value - 0.5) < 0.1 and likely["mean"].value >= judges["matching"]["mean"].value
+print("the likelihood notices changed relations and exchanged objects; with another image it is at chance")
+
+# %% [markdown]
+# *What we see.* The likelihood notices nearly every change, exchanged objects more often than matching does. With the image of
+# another scene it is at chance, so the information comes from the image.
+#
+# Why does it work without false captions? To predict *left* and not *right* after "a heart", the decoder needs the image, and
+# every caption with a relation asks for this. Matching must only tell a caption from captions of other images, and can often do
+# so by the objects.
+#
+# What limits this result:
+#
+# * The language-modeling loss has never used a false caption. But cross-attention and feed-forward layers are shared with the
+#   encoder, and *its* matching loss did use false captions made by the same rules as this test. We have not trained this model
+#   without them.
+# * Captions of training and test come from one generator with few sentence patterns, and the decoder knows its distribution well.
+#   A photograph can be described in many ways, and an unusual true caption may be less probable than a usual false one.
+# * The image tower was trained to find boxes and is frozen, so positions are easy to read from its output.
+# * The probability of a text falls with its length. Here both texts of a pair are equally long, or nearly so.
+#
+# On the price: both judges run the text once per pair.
+
+# %% [markdown] slideshow={"slide_type": "slide"}
 # ## Which parameters are shared
 # Text encoder and decoder are two stacks, but most of their parts are the *same* tensors. Counted from the model:
 
@@ -483,17 +780,11 @@ for name, parts in sharing.items():
 # (`python tools/experiments.py blip_sharing`). The three variants have different numbers of parameters (see above).
 #
 # How to read the bars: a bar is the mean of the seeds, each mark is one seed, the line is the widest 95 % interval among
-# them, the dashed line is chance. Measures for which lower is better are marked.
+# them, the dashed line is chance. Where lower is better, the name of the measure says so.
 
 # %%
-def mark_lower(runs, *measures):
-    """The same scores; the names of measures for which lower is better say so, in the figure too."""
-    names = {measure: f"{measure} (lower is better)" for measure in measures}
-    return {name: [{names.get(m, m): score for m, score in seed.items()} for seed in seeds] for name, seeds in runs.items()}
-
-
-WRONG = "facts wrong (lower is better)"
-drawing.bars_with_spread(mark_lower(by_variant("blip_sharing"), "facts wrong"), ["facts right", WRONG, "exact", "text to image R@1", "counterfactual: mean"])
+drawing.bars_with_spread(by_variant("blip_sharing"), [
+    "facts right", "facts wrong", "exact", "text to image R@1", "counterfactual: mean"])
 
 # %% [markdown]
 # *What we see.* Sharing **everything** gives the fewest right facts, .56 to .58, against .59 to .62 if self-attention is not
@@ -510,8 +801,8 @@ drawing.bars_with_spread(mark_lower(by_variant("blip_sharing"), "facts wrong"), 
 # search and the changed facts of lesson 03.
 
 # %%
-drawing.bars_with_spread(mark_lower(by_variant("blip_seeds"), "facts wrong"), [
-    "a true caption", "facts right", WRONG, "objects right", "relations right", "text to image R@1", "counterfactual: mean"])
+drawing.bars_with_spread(by_variant("blip_seeds"), [
+    "a true caption", "facts right", "facts wrong", "objects right", "relations right", "text to image R@1", "counterfactual: mean"])
 
 # %% [markdown]
 # *What we see.* .93 to .94 of the objects are named, and three captions in four are complete and true (.75). Word for word
@@ -544,308 +835,54 @@ drawing.bars_with_spread({"BLIP, written": asked["BLIP"], "ViLT, chosen": asked[
 # they can be guessed from the question.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
-# ## CapFilt: clean the training data
-#
-# ```text
-# web captions ∪ few clean ones ─► pre-train ─┬─► fine-tune on the clean ones: captioner ─► one new caption per image ─┐
-#                                             └─► fine-tune on the clean ones: filter                                  │
-#                                                              └─► keep what fits, old or new ◄────────────────────────┘
-# what was kept ∪ clean ones ─► pre-train a NEW model, from the same start as the first
-# ```
-#
-# First the "web". In our noisy data set four of ten captions are wrong, in three ways: the caption of another image
-# (*swapped*), one object exchanged (*replaced*), and text that describes nothing (*junk*). Since we made the noise, we know
-# which captions are wrong.
-#
-# **One generator makes everything.** The web captions and their noise, the 600 clean captions on which captioner and filter
-# are fine-tuned, and the facts by which the result is measured all come from the same program with the same few sentence
-# patterns. On the web the clean captions come from people, the noise has other forms, and nobody knows which captions are
-# wrong. So our numbers show how CapFilt works, and they are more favorable than a real data set would allow.
-
-# %%
-noisy = NoisyCaptions(Scenes(6000, split="train", seed=0, objects=(1, 2)), 0.4)
-examples = [next(r for r in range(len(noisy)) if noisy.kind(r) == kind) for kind in ("clean", "swapped", "replaced", "junk")]
-with drawing.style():
-    figure, axes = plt.subplots(1, 4, figsize=(9, 2.9), layout="constrained")
-    for ax, r in zip(axes, examples, strict=True):
-        ax.imshow(noisy[r].image), ax.axis("off")
-        ax.set_title(noisy.kind(r), fontweight="bold")
-        ax.text(0.5, -0.04, noisy.captions(r)[0], transform=ax.transAxes, ha="center", va="top", fontsize=8, wrap=True)
-    plt.show()
-
-# %% [markdown] slideshow={"slide_type": "subslide"}
-# Now the two tools. `CapFilt` trains a model on the noisy captions and the 600 clean ones, fine-tunes it into captioner and
-# filter, and keeps every stage in a folder. No part of it may have been trained on clean captions before. So it does not
-# start from the shared towers but from an image tower trained with labels only (`checkpoints/image_nano.md`), as the
-# paper's starts from ImageNet. In profile `laptop` all of this runs here, in about five minutes; if you stop it, it resumes
-# where it was. In profile `quick` we read what such a run stored about its first 240 images.
-
-# %%
-if profile() == "quick":
-    kept_lines = (RECORDS / "capfilt_captions.jsonl").read_text(encoding="utf-8").splitlines()
-    table = [json.loads(line) for line in kept_lines]
-else:
-    start = {"init_from": "image_nano", "init_parts": ("image.",), "negative_captions": False}
-    web_recipe = replace(recipe, scenes=len(noisy), objects=(1, 2), steps=400, **start)
-    run = CapFilt(
-        lambda losses: replace(web_recipe, config={"losses": losses}).build(BLIP, tokenizer),
-        noisy, Scenes(600, split="train", seed=1000, objects=(1, 2)), tokenizer, RECORDS.parent / "runs" / "lesson05",
-        pretrain=web_recipe.settings(), finetune=web_recipe.settings(steps=133, lr=web_recipe.lr / 2), bar=False,
-    )
-    table = [line for line in run.table() if line["row"] < 240]
-    table = [{**line, "cosine": cosine} for line, cosine in zip(table, run.scores(table, by_cosine), strict=True)]
-print(f"{len(table)} captions of 240 images; the first two:", *table[:2], sep="\n")
-
-# %% [markdown]
-# **The board.** Each image with its old and its new caption, the probability that the filter gives, and the truth. Sort by
-# *worst mistakes*; look at the *replaced* ones; move the threshold and watch precision and recall.
-
-# %% tags=["nbval-ignore-output"]
-FilterBoard.of(table, noisy, lambda row, text: tells_all(text, noisy.dataset.scene(row)))
-
-# %% [markdown] slideshow={"slide_type": "subslide"}
-# **How good is the filter?** The **ROC curve** shows for every threshold how many true captions are kept (up) and how many
-# false ones (right). The **area under the curve (AUC)** is the probability that a random true caption scores above a random
-# false one. Two scores of the same model: the matching probability (ITM), for which words attend to patches, and the cosine
-# of the two vectors (ITC), for which they do not.
-
-# %%
-web = {}  # the first old caption of each image: true ones have several wordings
-for line in table:
-    if line["source"] == "web":
-        web.setdefault(line["row"], line)
-web = list(web.values())
-clean = np.array([noisy.is_clean(line["row"]) for line in web])
-by_judge = {name: [line[key] for line in web] for name, key in {"matching (ITM)": "score", "cosine (ITC)": "cosine"}.items()}
-quality = {name: filter_quality(scores, clean) for name, scores in by_judge.items()}
-with drawing.style():
-    figure, ax = plt.subplots(figsize=(4.6, 4.2), layout="constrained")
-    ax.plot([0, 1], [0, 1], color=drawing.INK, ls=(0, (3, 2)), label="chance")
-    for (name, scores), color, dash in zip(by_judge.items(), (drawing.BLUE, drawing.VERMILION), ("-", "-."), strict=True):
-        ax.plot(*roc(scores, clean), dash, color=color, label=f"{name}: AUC {quality[name]['AUC'].value:.2f}")
-    kept = np.array(by_judge["matching (ITM)"]) >= 0.5
-    ax.plot(kept[~clean].mean(), kept[clean].mean(), "o", color=drawing.BLUE, ms=8, mec="white", label="threshold one half")
-    ax.set(xlabel="false captions kept", ylabel="true captions kept", xlim=(-0.02, 1), ylim=(0, 1.02))
-    ax.legend(loc="lower right")
-    plt.show()
-
-# %% [markdown]
-# With $K$ the captions that are kept and $C$ the clean ones:
-#
-# $$\text{precision} = \frac{|K \cap C|}{|K|}, \qquad \text{recall} = \frac{|K \cap C|}{|C|}$$
-#
-# Which kind of noise passes the filter? And of the captions that the captioner wrote, how many are true before and after
-# the filter?
-
-# %% tags=["nbval-ignore-output"]
-kinds = np.array([noisy.kind(line["row"]) for line in web])
-slips = {f"{kind}: kept": bootstrap(kept[kinds == kind].astype(float), kept.mean()) for kind in ("clean", "replaced", "swapped", "junk")}
-new = [line for line in table if line["source"] == "synthetic"]
-new_true = np.array([tells_all(line["caption"], noisy.dataset.scene(line["row"])) for line in new], dtype=float)
-new_kept = np.array([line["kept"] for line in new])
-Scores({name: quality["matching (ITM)"][name] for name in ("precision", "recall", "kept")} | slips
-       | {"new captions: true": bootstrap(new_true, 0.0), "new captions kept: true": bootstrap(new_true[new_kept], new_true.mean())})
-
-# %% tags=["check", "nbval-check-output"]
-assert quality["matching (ITM)"]["AUC"].value > 0.85 and quality["matching (ITM)"]["precision"].value > clean.mean()
-assert kept[kinds == "junk"].mean() < kept[kinds == "clean"].mean()
-print("the filter separates true from false captions, and what it keeps is cleaner than the web")
-
-# %% [markdown] slideshow={"slide_type": "subslide"}
-# Over all 6,000 images, three seeds (`python tools/experiments.py blip_filter`). The captioner decodes by nucleus sampling,
-# as in the paper, or by beam search.
-
-# %%
-drawing.bars_with_spread(by_variant("blip_filter"), [
-    "AUC (itm)", "AUC (itc)", "precision", "recall", "kept", "new captions, true", "new captions kept, true"])
-
-# %% [markdown]
-# *What we see.* AUC is .93 to .94 by matching and .98 by the cosine. **The cosine is the better score here, and the pipeline
-# still filters by matching**, as the paper does. Whether a filter by cosine, or an *oracle* that knows the truth, would give a
-# better final model, we have not measured. Nor do we know why the cosine is better: it was trained more thoroughly in these
-# short runs, and most of our noise changes *which* objects are named, for which a cosine can suffice.
-#
-# At a threshold of one half, matching is strict: .96 of what it keeps is true, but only half of the true captions are kept
-# (recall .49 to .53). In training it sees several negatives for each positive pair, which lowers its probabilities.
-#
-# The captioner: .35 of the sampled captions are true and complete, .50 by beam search. Of those that the filter keeps, it is
-# .62 to .64 in both.
-
-# %% [markdown] slideshow={"slide_type": "slide"}
-# ## Change one thing: does CapFilt help?
-# What counts is whether the **new model** is better. It is trained anew, from the same image tower and for as many steps as
-# the first one; three seeds each (`python tools/experiments.py blip_capfilt`):
-#
-# * **neither:** the web captions as they are, and the clean ones;
-# * **captioner only:** new captions are added, nothing is removed;
-# * **filter only:** web captions that do not fit are removed, nothing is added;
-# * **both:** this is BLIP; and again with a captioner that uses beam search.
-#
-# Before you look: what do you expect? Is a false caption worse than none?
-
-# %%
-cleaned = by_variant("blip_capfilt")
-drawing.bars_with_spread(mark_lower(cleaned, "facts wrong"), ["facts right", WRONG, "text to image R@1", "image to text R@1", "counterfactual: object"])
-
-# %% [markdown]
-# *What we see.* A small gain, from either tool:
-#
-# | | neither | captioner only | filter only | both |
-# |---|---|---|---|---|
-# | text to image R@1 | .67 to .69 | .70 to .72 | .69 to .71 | .70 to .71 |
-# | changed object noticed | .75 to .77 | .80 to .82 | .83 to .87 | .81 to .84 |
-# | facts right | .43 to .44 | .45 | .44 to .46 | .45 to .47 |
-# | facts wrong (lower is better) | .30 to .31 | .30 | .31 to .34 | .30 to .31 |
-#
-# Both tools together are not clearly better than one: the differences are within the spread of the seeds. *Facts wrong*
-# does not fall. Nucleus sampling and beam search do not differ beyond the spread either.
-#
-# Two thirds of the new captions are not wholly true, and still they help. In our count they contain 2.1 right and 2.2 wrong
-# facts on average; a false web caption contains 0.4 right and 2.4 wrong ones.
-
-# %% [markdown] slideshow={"slide_type": "subslide"}
-# *Your turn:* the last step of the pipeline that you ran above, about two minutes in profile `laptop`. Its training data lie
-# beside it: `captions.jsonl`, every caption with its score and whether it was kept.
-
-# %% tags=["nbval-ignore-output"]
-if profile() == "quick":
-    print("profile quick: not run; restart with MINIVLP_PROFILE=laptop")
-else:
-    simple = Scenes(400, split="validation", seed=5, objects=(1, 2))
-    for name, some in {"web captions as they are": run.pretrained(), "after CapFilt": run.final()}.items():
-        found = captions(some, simple, tokenizer)
-        print(f"{name}: facts right {found['facts right'].value:.2f}, wrong {found['facts wrong'].value:.2f}")
-
-# %% [markdown] slideshow={"slide_type": "slide"}
 # ## Common mistakes
 # * **One self-attention for encoder and decoder.** One uses both directions, the other earlier words only.
+# * **A mask that hides too little.** The loss falls all the same; the captions are useless (exercise 1).
 # * **[CLS] for all three passes.** The first token tells the model which pass it is.
 # * **No label smoothing.** Some ports leave it out; their losses cannot be compared.
 # * **Predicting the prompt.** Fine-tuned captioners begin all captions with "a picture of": these words are given, not
 #   predicted (`config.prefix_length`).
-# * **Captioner and filter in one model.** A filter that shares the captioner's weights accepts its mistakes: fine-tune them
-#   apart (Table 4 of the paper).
-# * **Filtering the clean captions**, or continuing to train the old model. The final model is trained anew.
-
-# %% [markdown] slideshow={"slide_type": "slide"}
-# # Exercises
-# Each check says which property failed. Solutions are in the executed notebook.
-#
-# ## 1 · The nucleus *(medium, 20 minutes)*
-# Keep the most probable words that together reach `p`, including the one with which the sum reaches `p`. The logits of all
-# others become `-inf`. Each row has its own nucleus.
-#
-# <details><summary>Hint 1</summary>Apply the softmax, then sort in descending order.</details>
-# <details><summary>Hint 2</summary>A word is outside if the words <em>before</em> it reach <code>p</code> already:
-# <code>cumsum - probability</code>.</details>
-# <details><summary>Hint 3</summary>Bring the mask back to the old order with <code>scatter</code> along the last axis.</details>
-
-# %% tags=["exercise"]
-def my_nucleus(logits, p):
-    """logits (B, V). Returns (B, V): the same where a word may be drawn, -inf elsewhere."""
-    ### BEGIN SOLUTION
-    probabilities, order = logits.softmax(dim=-1).sort(dim=-1, descending=True)
-    before = probabilities.cumsum(dim=-1) - probabilities
-    outside = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, before >= p)
-    return logits.masked_fill(outside, -torch.inf)
-    ### END SOLUTION
-
-
-# %% tags=["check", "nbval-check-output", "needs-solution"]
-exercise.check_nucleus(my_nucleus)
-
-# %% [markdown]
-# ## 2 · The language-modeling loss *(medium, 20 minutes)*
-# `logits[:, t]` is about the token at position `t + 1`. Predict every real token but the first, the closing one included, and
-# average over all predicted tokens. A share `smoothing` of the target is uniform over all V tokens. The id 0 is a token like
-# any other: only `mask` tells what is padding.
-#
-# *Predict first:* which is too large, `mask[:, :-1]` or `mask[:, 1:]`?
-#
-# <details><summary>Hint 1</summary>Shift by one: logits without the last position, ids and mask without the first.</details>
-# <details><summary>Hint 2</summary>Select the predicted positions with the mask; this gives (M, V) logits.</details>
-# <details><summary>Hint 3</summary>Smoothing adds <code>smoothing * logprob.mean(-1)</code>, as in the loop above.
-# <code>torch.nn.functional</code> is imported as <code>F</code>.</details>
-#
-# If your loss is right, the check cell also compares it with the library's loss on the four pairs from above.
-
-# %% tags=["exercise"]
-def my_caption_loss(logits, ids, mask, smoothing):
-    """logits (B, L, V), ids (B, L), mask (B, L) bool, True on real tokens. Returns a scalar."""
-    ### BEGIN SOLUTION
-    asked = mask[:, 1:]
-    logprob = logits[:, :-1][asked].log_softmax(dim=-1)  # (M, V)
-    chosen = logprob.gather(1, ids[:, 1:][asked][:, None])[:, 0]
-    return -((1 - smoothing) * chosen + smoothing * logprob.mean(dim=-1)).mean()
-    ### END SOLUTION
-
-
-# %% tags=["check", "nbval-check-output", "needs-solution"]
-exercise.check_caption_loss(my_caption_loss)
-with torch.no_grad():
-    hidden = fresh.decode(four.text.with_first(special.dec), fresh.encode_image(four.images))
-    mine = my_caption_loss(fresh.caption_head(hidden), four.text.ids, four.text.mask, 0.1)
-print("the same as the library's:", torch.isclose(mine, by_library, atol=1e-4).item())
-
-# %% [markdown]
-# ## 3 · Precision and recall of a filter *(easy, 10 minutes)*
-# A caption is kept if its score is *at least* the threshold. Precision: the share of the kept captions that are clean. Recall:
-# the share of the clean captions that are kept. If nothing is kept, return 0 for both.
-#
-# <details><summary>Hint</summary>Count with boolean tensors, and divide by at least one.</details>
-
-# %% tags=["exercise"]
-def my_filter(scores, is_clean, threshold):
-    """scores (N,), is_clean (N,) bool. Returns precision and recall, two numbers in 0..1."""
-    ### BEGIN SOLUTION
-    kept = scores >= threshold
-    good = (kept & is_clean).sum()
-    return float(good / kept.sum().clamp(min=1)), float(good / is_clean.sum().clamp(min=1))
-    ### END SOLUTION
-
-
-# %% tags=["check", "nbval-check-output", "needs-solution"]
-exercise.check_filter(my_filter)
+# * **Attention maps at the wrong position.** The map that led to a word stands one position before it.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## What the paper reported, and what we saw
 # The paper: [Li et al. 2022, arXiv 2201.12086](https://arxiv.org/abs/2201.12086). Numbers of retrieval are R@1 on COCO,
-# image to text / text to image.
+# image to text / text to image. What the paper reports about CapFilt is in lesson 06.
 #
 # | | the paper | here |
 # |---|---|---|
 # | data | 14 or 129 million images, most with captions from the web | 12,000 scenes made on the spot |
 # | size | 252 M parameters (Table 3, ViT-B) | 1.6 M |
-# | start | ViT trained on ImageNet, BERT | towers *and cross-attention* trained on scenes with boxes; for CapFilt an image tower trained on labels |
+# | start | ViT trained on ImageNet, BERT | towers *and cross-attention* trained on scenes with boxes |
 # | share all but self-attention (Table 3) | 78.4 / 60.7 with 252 M; sharing nothing 78.3 / 60.5 with 361 M; sharing all 77.3 / 59.5 with 224 M | sharing all has the fewest right facts, sharing nothing the most |
-# | captioner and filter (Table 1, 14 M, ViT-B) | 78.4 / 60.7 and CIDEr 127.8 without; 80.6 / 63.1 and 129.7 with both | each helps a little, both together hardly more than one |
-# | nucleus or beam (Table 2) | nucleus: 25 % of the captions are removed, 80.6 / 63.1, CIDEr 129.7; beam: 19 %, 79.6 / 61.9, 128.9 | no difference beyond the spread of the seeds |
-# | captioner and filter share weights (Table 4) | 8 % removed, 79.8 / 62.2, CIDEr 129.0 | not tested |
-# | the same number of texts without CapFilt (Table 12) | 78.3 / 60.5: the gain is not due to longer training | equal steps in all variants |
 # | captions (Table 7, 129 M, ViT-B, CapFilt-L) | COCO: CIDEr 133.3, BLEU-4 39.7 | see `checkpoints/blip_nano.md` |
-# | quality of the filter itself | not measured: the truth about web captions is unknown | AUC, precision and recall, above |
 #
 # ## Recap
-# * Encoder and decoder share all parameters but self-attention. The first token and the mask select the pass.
+# * One stack of layers encodes, judges and writes. The first token and the mask select the pass.
+# * Encoder and decoder share all parameters but self-attention.
 # * LM predicts every token from the image and the earlier tokens. Label smoothing bounds the logits; it is no model of
 #   paraphrases.
-# * Nucleus sampling gives varied captions, beam search more probable ones.
-# * CapFilt writes new captions, removes captions that do not fit, and trains a new model. On data where one generator makes
-#   captions, noise and measure, the gain is small.
+# * Greedy and beam search give probable captions, nucleus sampling varied ones.
+# * The likelihood of a caption is a second judge. On drawn scenes it notices changed relations.
 #
 # ## Discussion
-# 1. Why is the final model trained anew and not continued?
-# 2. The filter keeps only half of the true captions and helps all the same. When would this no longer hold?
-# 3. How would you test whether the filter works on noise it has never seen?
+# 1. A decoder with a mask that hides nothing reaches a lower loss. Why is it useless?
+# 2. Why does BLIP predict [SEP], and what happens to a model that was never asked to?
+# 3. A colleague ranks the captions of a photograph by likelihood and complains that the shortest one always wins. What do
+#    you suggest?
+# 4. Which experiment would show whether the decoder needs the false captions that the encoder has seen?
 #
 # <details><summary>Answers</summary>
 #
-# 1. It is the paper's choice, and comparable: the model sees only the cleaned data. In the paper's Table 13 continuing gives
-#    80.6 / 63.0 and CIDEr 129.9, nearly the same.
-# 2. When data are few, or when the removed true captions differ from the kept ones: rare objects, long sentences. Then the
-#    filter narrows the data.
-# 3. Fine-tune it on clean captions and on one kind of noise, and measure AUC on the other kinds; or have people label a
-#    sample of real captions.
+# 1. In training each position reads the answer from the next one. When the model writes, the next position does not exist yet.
+# 2. The closing token is how a text ends. Without it the model goes on to the longest length.
+# 3. Divide by the number of tokens, or compare texts of equal length. Better: subtract the log-probability of the text with other
+#    images, which measures how usual the sentence is.
+# 4. Train the same model with the language-modeling loss alone, or with matching against captions of other images only, and
+#    measure the likelihood on the same pairs.
 # </details>
 #
-# **Next:** lesson 06, X-VLM, asks for the place: which part of the image does a phrase describe?
+# **Further reading:** [label smoothing](https://arxiv.org/abs/1512.00567), [nucleus sampling](https://arxiv.org/abs/1904.09751),
+# [BLIP](https://arxiv.org/abs/2201.12086).
+#
+# **Next:** lesson 06, CapFilt: BLIP writes captions for noisy web data, removes those that do not fit, and is trained again.

@@ -10,6 +10,7 @@ color-blind readers can tell apart; nothing is shown by color alone.
 from minivlp.visualize.drawing.captions import caption_grid
 from minivlp.visualize.drawing.experts import expert_figure, frozen_table, word_attention
 from minivlp.visualize.drawing.family import taxonomy, timeline
+from minivlp.visualize.drawing.filters import roc_curves
 from minivlp.visualize.drawing.first_lessons import curves, cut_into_patches, differences
 from minivlp.visualize.drawing.ink import (
     BLUE,
@@ -30,13 +31,14 @@ from minivlp.visualize.drawing.options import Options, option_bars
 from minivlp.visualize.drawing.pictures import attention_figure, attention_grid, draw_boxes, heat, show_scenes
 from minivlp.visualize.drawing.results import bars_with_spread, training_curves
 from minivlp.visualize.drawing.retrieval import retrieval_grid, similarity_matrices, similarity_matrix
-from minivlp.visualize.drawing.sequences import number_tables, stacked_bars, token_strip
+from minivlp.visualize.drawing.sequences import number_tables, picture_rows, stacked_bars, token_strip
 from minivlp.visualize.drawing.structure import structure
 
 __all__ = [
     "attention_figure", "attention_grid", "bars_with_spread", "caption_grid", "color_of", "curves",
     "cut_into_patches", "differences", "draw_boxes", "expert_figure", "frozen_table", "heat", "number_tables",
-    "option_bars", "retrieval_grid", "show_scenes", "similarity_matrices", "similarity_matrix", "stacked_bars",
-    "structure", "style", "taxonomy", "timeline", "token_strip", "training_curves", "word_attention",
+    "option_bars", "picture_rows", "retrieval_grid", "roc_curves", "show_scenes", "similarity_matrices",
+    "similarity_matrix", "stacked_bars", "structure", "style", "taxonomy", "timeline", "token_strip",
+    "training_curves", "word_attention",
     "BLUE", "GREEN", "HEAT", "INK", "MARKERS", "ORANGE", "PALETTE", "PURPLE", "SKY", "VERMILION", "WIDTH", "Options",
 ]  # fmt: skip

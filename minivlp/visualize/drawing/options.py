@@ -40,7 +40,7 @@ def option_bars(panels: Sequence[Options], widths: Sequence[float] | None = None
     most = max(len(panel.texts) for panel in panels)
     widths = [1.0] * len(panels) if widths is None else list(widths)
     pictures, bars = any(panel.image is not None for panel in panels), 0.35 + 0.36 * most
-    above = WIDTH / len(panels) if pictures else 0.0
+    above = min(1.8, WIDTH / len(panels)) if pictures else 0.0
     with style():
         ratios = [above, bars] if pictures else [bars]
         figure, axes = new_figure(
