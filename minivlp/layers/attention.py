@@ -105,10 +105,13 @@ class Attention(nn.Module):
 
 
 class KVCache:
-    """Keys and values of the tokens that one self-attention has read so far, for generation token by token."""
+    """Keys and values of the tokens that one self-attention has read so far, for generation token by token.
 
-    def __init__(self) -> None:
-        self.keys_values: KeysValues | None = None
+    `keys_values`: of tokens that were read elsewhere, such as an image.
+    """
+
+    def __init__(self, keys_values: KeysValues | None = None) -> None:
+        self.keys_values = keys_values
 
     def __len__(self) -> int:
         """How many tokens were read."""
@@ -142,6 +145,15 @@ def attention_mask(real: Tensor, causal: bool = False, prefix: int | Tensor = 0)
     earlier = place[:, None] >= place  # (K, K) query by key
     in_prefix = place < torch.as_tensor(prefix, device=real.device).reshape(-1, 1)  # (1 or B, K)
     return keys & (earlier | in_prefix[:, None, None, :])
+
+
+def causal_mask(new: int, read: int, device: torch.device) -> Tensor:
+    """For `new` tokens behind `read` earlier ones, whose keys are kept in a `KVCache`: (1, 1, new, read + new).
+
+    Padding needs no mask where it stands at the end: no real token attends to it.
+    """
+    real = torch.ones(1, read + new, dtype=torch.bool, device=device)
+    return attention_mask(real, causal=True)[:, :, read:]
 
 
 def select(x: Tensor, rows: Rows) -> Tensor:

@@ -130,6 +130,24 @@ class MaskedLMHead(nn.Module):
         return to_float32(self.decoder(self.norm(F.gelu(self.dense(x)))))
 
 
+class NextTokenHead(nn.Module):
+    """One linear layer: tokens (..., D) -> logits of the token that follows each (..., V).
+
+    `tied`: a token embedding whose weights also are this layer's; the bias, if there is one, is its own.
+    """
+
+    def __init__(self, width: int, vocabulary: int, tied: nn.Embedding | None = None, bias: bool = True) -> None:
+        super().__init__()
+        self.decoder = nn.Linear(width, vocabulary, bias=bias)
+        if tied is not None:
+            self.decoder.weight = tied.weight
+        if bias:
+            nn.init.zeros_(self.decoder.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return to_float32(self.decoder(x))
+
+
 class BoxHead(nn.Module):
     """Where is what the text names? Fused tokens (B, L, D) -> boxes (B, 4), cx, cy, w, h in 0..1 (X-VLM, 3.2)."""
 

@@ -31,7 +31,6 @@ from torch import Tensor, nn
 from minivlp.data.batch import Text
 from minivlp.data.text import SpecialTokens
 from minivlp.layers.attention import KeysValues, Rows, gather_kv
-from minivlp.layers.buckets import in_length_buckets
 from minivlp.layers.embeddings import ImageConfig, TextConfig
 from minivlp.layers.heads import MaskedLMHead
 from minivlp.layers.timm_tower import image_tower
@@ -40,8 +39,7 @@ from minivlp.layers.transformer import BlockConfig
 from minivlp.layers.weights import copy_parts
 from minivlp.models.aligned import AlignedEncoded, AlignedModel
 from minivlp.models.verbs import FIRST, CaptioningVerbs
-from minivlp.objectives.captioning import caption_loss, next_tokens
-from minivlp.objectives.masking import IGNORE
+from minivlp.objectives.captioning import caption_loss
 from minivlp.objectives.momentum import MomentumConfig
 
 SELF_ATTENTION = ("self_attention", "self_norm", "norm")
@@ -134,21 +132,10 @@ class BLIP(CaptioningVerbs, AlignedModel):
 
     def lm(self, encoded: AlignedEncoded) -> Tensor:
         """Language modeling: each caption's next token, from the image and the tokens before it."""
-        config, batch = self.config, encoded.batch
-        prefix = config.prefix_length if batch.prefix_length is None else batch.prefix_length
-        labels = next_tokens(batch.text, prefix)  # (B, L-1)
-        shared = "cross_attention" in config.shared
+        shared = "cross_attention" in self.config.shared
         image = encoded.keys_values if shared else self.decoder.keys_values(encoded.image_tokens)
-
-        def hidden(rows: Tensor | slice, text: Text) -> Tensor:
-            context = gather_kv(image, rows)
-            return self.decoder(text.with_first(config.tokens.dec), context, rows=slice(0, text.length - 1))
-
-        tokens = in_length_buckets(batch.text, hidden)  # (B, L-1, D), without columns of padding alone
-        labels = labels[:, : tokens.shape[1]]
-        predicted = labels != IGNORE
-        labels = labels[predicted]
-        loss = caption_loss(self.caption_head(tokens[predicted]), labels, config.smoothing)
+        logits, labels = self.predict_next(encoded.batch, image)
+        loss = caption_loss(logits, labels, self.config.smoothing)
         return encoded.share(loss, len(labels))
 
     def init_from(self, towers: nn.Module) -> None:

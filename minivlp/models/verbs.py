@@ -6,14 +6,18 @@ Axes: B batch, M images, N texts, R pairs, L text tokens, P patches, D width, E 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from minivlp.data.batch import Text
-from minivlp.layers.attention import KVCache, gather_kv
+from minivlp.data.batch import Batch, Text
+from minivlp.layers.attention import KeysValues, KVCache, gather_kv
+from minivlp.layers.buckets import in_length_buckets
 from minivlp.layers.generation import DecodingConfig, generate
 from minivlp.objectives.captioning import caption_logprob, next_tokens
 from minivlp.objectives.contrastive import cosine_logits
+from minivlp.objectives.masking import IGNORE
 
 FIRST = slice(0, 1)  # the token that sums up a sequence: class token or [CLS]
 
@@ -59,12 +63,46 @@ class MaskedLMVerbs:
 
 
 class CaptioningVerbs:
-    """Captions: needs `caption_head`, `decoder` (a causal `TextEncoder` with cross-attention), `encode_image`, and of
-    `config` the fields `text.context_length`, `tokens` and `prefix_length`."""
+    """Captions: needs `caption_head`, `decoder` (a causal `TextEncoder` with cross-attention, or a `PrefixDecoder`),
+    `encode_image`, and of `config` the fields `text.context_length`, `tokens` and `prefix_length`."""
+
+    @property
+    def start_token(self) -> int:
+        """The id that every text begins with in the decoder, whatever its first token was."""
+        return self.config.tokens.dec
+
+    def image_context(self, images: Tensor) -> list[KeysValues]:
+        """What the decoder's layers attend to: keys and values of each image."""
+        return self.decoder.keys_values(self.encode_image(images))
+
+    def empty_cache(self) -> list[KVCache]:
+        """For a text that is generated token by token: one for each layer that `decode` runs."""
+        return [KVCache() for _ in self.decoder.blocks]
 
     def decode(self, text: Text, context: Tensor | list, cache: list[KVCache] | None = None) -> Tensor:
         """Decoder tokens (B, L, D), each computed from the image and the tokens up to its own."""
         return self.decoder(text, context, cache=cache)
+
+    def predict_next(self, batch: Batch, context: list[KeysValues]) -> tuple[Tensor, Tensor]:
+        """What the loss compares: logits (N, V) and labels (N,) of all tokens of a batch's texts that are predicted.
+
+        `context`: the decoder's `keys_values` of the batch's images.
+        """
+
+        def decoded(rows: Tensor | slice, text: Text) -> Tensor:
+            image = gather_kv(context, rows)
+            return self.decoder(text.with_first(self.start_token), image, rows=slice(0, text.length - 1))
+
+        return self.predict_from(batch, decoded)
+
+    def predict_from(self, batch: Batch, decoded: Callable[[Tensor | slice, Text], Tensor]) -> tuple[Tensor, Tensor]:
+        """The same where `decoded(rows, text)` makes the decoder tokens of these rows' texts: (n, L-1, D)."""
+        prefix = self.config.prefix_length if batch.prefix_length is None else batch.prefix_length
+        labels = next_tokens(batch.text, prefix)  # (B, L-1)
+        tokens = in_length_buckets(batch.text, decoded)  # (B, L-1, D), without columns of padding alone
+        labels = labels[:, : tokens.shape[1]]
+        predicted = labels != IGNORE
+        return self.caption_head(tokens[predicted]), labels[predicted]
 
     def caption_logprob(self, images: Tensor, text: Text, prefix_length: Tensor | None = None) -> Tensor:
         """(B,) log-probability of each text as the caption of its image; ranks answers or captions.
@@ -78,8 +116,8 @@ class CaptioningVerbs:
         self, images: Tensor, image_rows: Tensor, text: Text, prefix_length: Tensor | None = None
     ) -> Tensor:
         """(R,) `caption_logprob` of text r and image `image_rows[r]`; each image is encoded once."""
-        context = gather_kv(self.decoder.keys_values(self.encode_image(images)), image_rows)
-        hidden = self.decode(text.with_first(self.config.tokens.dec), context)
+        context = gather_kv(self.image_context(images), image_rows)
+        hidden = self.decode(text.with_first(self.start_token), context)
         labels = next_tokens(text, self.config.prefix_length if prefix_length is None else prefix_length)
         return caption_logprob(self.caption_head(hidden[:, :-1]), labels)
 
@@ -94,16 +132,16 @@ class CaptioningVerbs:
         """Captions (B, L) as ids: the tokens, [SEP] and padding.
 
         `prompt`: ids without special tokens that all captions begin with, (n,), or each with its own, (B, n).
-        `decoding`: greedy, beam search or sampling, and the length, at most the model's context; lengths count [DEC],
-        which is not returned, and [SEP]. `generator` draws when sampling.
+        `decoding`: greedy, beam search or sampling, and the length, at most the model's context; lengths count the
+        start token, which is not returned, and [SEP]. `generator` draws when sampling.
         """
         tokens, rows, decoding = self.config.tokens, len(images), decoding or DecodingConfig()
-        start = torch.full((rows, 1), tokens.dec, device=images.device)
+        start = torch.full((rows, 1), self.start_token, device=images.device)
         if prompt is not None:
             start = torch.cat([start, prompt.to(start).expand(rows, -1)], dim=1)
         each = torch.arange(rows, device=images.device).repeat_interleave(decoding.beams)
-        context = gather_kv(self.decoder.keys_values(self.encode_image(images)), each)
-        cache = [KVCache() for _ in self.decoder.blocks]
+        context = gather_kv(self.image_context(images), each)
+        cache = self.empty_cache()
 
         def step(ids: Tensor, origin: Tensor | None) -> Tensor:
             if origin is not None:

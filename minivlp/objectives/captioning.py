@@ -6,6 +6,8 @@ Axes: B batch, L text tokens, V vocabulary.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -36,6 +38,27 @@ def caption_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tens
     predicted = labels != IGNORE
     logits, labels = logits[predicted], labels[predicted]  # (N, V), (N,)
     return F.cross_entropy(logits, labels, label_smoothing=smoothing) if len(labels) else logits.sum()
+
+
+def smoothed_kl(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Mean Kullback-Leibler divergence from the smoothed targets where `labels` (...) is not IGNORE; `logits` (..., V).
+
+    This is the smoothing of GIT's released code. The label keeps 1 - smoothing, and each of the V - 1 other tokens gets
+    an equal part of the rest; `caption_loss` gives such a part to the label, too. The divergence is the cross-entropy
+    with these targets less their own entropy, so its minimum is 0 and its gradient is that of the cross-entropy. 0 if
+    nothing is predicted.
+    """
+    predicted = labels != IGNORE
+    logits, labels = logits[predicted], labels[predicted]  # (N, V), (N,)
+    if not len(labels):
+        return logits.sum()
+    if not smoothing:
+        return F.cross_entropy(logits, labels)
+    log_probs, other = logits.log_softmax(dim=-1), smoothing / (logits.shape[-1] - 1)
+    chosen = log_probs.gather(-1, labels[:, None])[:, 0]  # (N,)
+    cross_entropy = -(1 - smoothing) * chosen - other * (log_probs.sum(dim=-1) - chosen)
+    entropy = -(1 - smoothing) * math.log(1 - smoothing) - smoothing * math.log(other)
+    return cross_entropy.mean() - entropy
 
 
 def caption_logprob(logits: Tensor, labels: Tensor) -> Tensor:
