@@ -235,11 +235,12 @@ drawing.timeline({row.title.split(" (")[0]: row.lesson for row in PAPERS.values(
 # **IoU**, intersection over union: the area that two boxes share, divided by the area that they cover together.
 
 # %% [markdown] slideshow={"slide_type": "subslide"}
-# One example of each, for the picture below. What the model is given stands left of the arrow.
+# One example of each. "This picture" is the left one; the right one is needed for NLVR2. What the model is given stands
+# left of the arrow.
 
 # %%
 row = 10  # a scene with two objects
-drawing.show_scenes([scenes[row]], columns=3)
+drawing.show_scenes([scenes[row], scenes[1]], columns=2)
 
 # %% tags=["nbval-check-output"]
 for task, example in exercise.task_examples(scenes, row, other=1).items():
