@@ -46,3 +46,11 @@ def test_stacked_bars_begin_where_the_part_before_ends():
     figure.canvas.draw()
     bars = [(bar.get_x(), bar.get_width()) for bar in figure.axes[0].patches if isinstance(bar, Rectangle)]
     assert bars == [(0, 1), (1, 2), (0, 3), (3, 0)]
+
+
+def test_picture_rows_name_each_row():
+    pictures = [np.zeros((8, 8, 3), np.uint8), np.full((8, 8, 3), 255, np.uint8)]
+    figure = drawing.picture_rows({"masked": pictures, "predicted": pictures[::-1]})
+    figure.canvas.draw()
+    assert [ax.get_ylabel() for ax in figure.axes] == ["masked", "", "predicted", ""]
+    assert [ax.images[0].get_array().max() > 0 for ax in figure.axes] == [False, True, True, False]

@@ -1,4 +1,4 @@
-"""Figures of lesson 02: tokens of both modalities in one row, tables of numbers, and stacked bars."""
+"""Figures of lessons 02 and 04: tokens of both modalities in one row, tables, stacked bars, rows of pictures."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from minivlp.visualize.drawing.ink import BLUE, INK, ORANGE, WIDTH, new_figure, style
+from minivlp.visualize.drawing.ink import BLUE, INK, ORANGE, WIDTH, new_figure, show_image, style
 
 LINE = 1.45  # from one sequence to the next, in widths of a token
 TALL = 1.1  # a token's height
@@ -101,4 +101,16 @@ def stacked_bars(panels: Mapping[str, Mapping[str, Sequence[float]]], parts: Map
                         ax.text(start + value / 2, y, name, ha="center", va="center", color=ink, fontsize=9)
             ax.set(title=measure, yticks=range(len(bars)), yticklabels=list(bars), ylim=(len(bars) - 0.5, -0.5))
         ax.legend(ncols=len(parts), loc="lower right", bbox_to_anchor=(1, 1.12), borderaxespad=0)
+    return figure
+
+
+def picture_rows(rows: Mapping[str, Sequence[np.ndarray]]) -> Figure:
+    """The same pictures in several states, one row for each, by its name: (H, W, 3) uint8."""
+    columns = len(next(iter(rows.values())))
+    with style():
+        figure, axes = new_figure(len(rows), columns, 1.9 * columns, 1.95 * len(rows))
+        for line, (name, pictures) in zip(axes, rows.items(), strict=True):
+            for ax, picture in zip(line, pictures, strict=True):
+                show_image(ax, picture)
+            line[0].set_ylabel(name)
     return figure
