@@ -365,7 +365,7 @@ assert last["your loss"] > 0.9 and last["without negatives"] < 0.5 and runs["wit
 print("your loss: more than 9 of 10 pictures find their caption; without negatives: fewer than half")
 
 # %% [markdown]
-# *What we see:* both losses fall to almost 0, but only one model learns. Without negatives, the model maps all pictures and
+# *What we see:* both losses fall to almost 0, but only one model learns the pairs. Without negatives, the model maps all pictures and
 # all captions to nearly the same vector. Then every matching pair has cosine 1, and so has every other pair. The negatives
 # forbid this.
 
@@ -563,7 +563,8 @@ print("the share of attention inside the box is more than 1.5 times the share of
 #   outputs to lie near the right words.
 # * **Its value:** what the class token receives when it attends to this patch alone. The last layer multiplies each patch
 #   by its value matrix and its output matrix, and the class token gets the weighted mean. So these vectors do reach the
-#   loss. This readout is that of MaskCLIP ([Zhou et al. 2022](https://arxiv.org/abs/2112.01071)).
+#   loss. This [**value readout**](../docs/glossary.md#value-readout) is that of MaskCLIP
+#   ([Zhou et al. 2022](https://arxiv.org/abs/2112.01071)).
 #
 # The [**pointing game**](../docs/glossary.md#pointing-game) asks: is the center of the best patch inside the phrase's box?
 # The values of the first layers can be read in the same way. Which layer is best is chosen on validation scenes.
@@ -610,9 +611,9 @@ drawing.attention_grid(
 )
 
 # %% [markdown]
-# *What we see:* the outputs point no better than a random patch. The values of the last layer point at the named object in
-# about two of three cases, although CLIP has never seen a box. A vector that no loss reads need not lie near the right
-# words.
+# (Each map has its own scale of colors.) *What we see:* the outputs point no better than a random patch. The values of the
+# last layer point at the named object in about two of three cases, although CLIP has never seen a box. They fail in the
+# others, as in the picture on the right. A vector that no loss reads need not lie near the right words.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Change one thing
