@@ -6,7 +6,7 @@ from matplotlib.patches import Rectangle
 
 from minivlp.evaluation.filtering import roc
 from minivlp.visualize.drawing.filters import roc_curves
-from minivlp.visualize.drawing.options import Options, option_bars
+from minivlp.visualize.drawing.options import Options, option_bars, ticks
 
 
 def bars(ax):
@@ -45,3 +45,14 @@ def test_a_curve_for_each_score_and_the_threshold_that_is_marked():
     assert lines["good"].get_ydata()[1] > 0 and lines["bad"].get_xdata()[1] == 1
     assert [line.get_linestyle() for line in ax.lines[1:3]] == ["-", "-."]  # not by color alone
     assert lines["one half"].get_xydata().tolist() == [[0.25, 0.75]]
+
+
+def test_right_and_wrong_answers_are_told_by_their_signs():
+    ax = ticks({"a cat": [True, False], "a dog": [False, False]}, ["CLIP", "BLIP"]).axes[0]
+    said = [(text.get_text(), *text.get_position()) for text in ax.texts]
+    names = {text: x for text, x, y in said if y < 0}
+    assert list(names) == ["CLIP", "BLIP"]
+    assert [sign for sign, x, y in said if y == 0] == ["a cat", "✓", "✗"]
+    assert [sign for sign, x, y in said if x == names["CLIP"] and y >= 0] == ["✓", "✗"]
+    with pytest.raises(ValueError):
+        ticks({"a cat": [True]}, ["CLIP", "BLIP"])

@@ -14,7 +14,8 @@ from driving import PATIENCE, SHOTS, at, contrasts, drag, expect, in_lab, says, 
 from lesson import WIDGETS, widget_cells
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
-LESSONS = ["01_clip", "05_blip", "07_xvlm"]
+LESSONS = ["01_clip", "05_blip", "06_capfilt", "07_xvlm"]
+WITHOUT_CURVES = {"06_capfilt"}  # a lesson whose models train without a live curve
 TRAINING = "recipe.settings(), on_step=[curves.log_row]"
 SLOW = 5 * PATIENCE  # for the cells of a lesson
 ALL_RUN = """() => document.querySelector('[data-mime-type="application/vnd.jupyter.error"]') ||
@@ -35,8 +36,10 @@ def opened(request, lab, chromium):
     name = request.param
     notebook = widget_cells(NOTEBOOKS / "src" / f"{name}.py")
     trained = [cell for cell in notebook.cells if TRAINING in cell.source]
-    assert len(trained) == 1, "the lesson has one cell that trains with curves"
-    trained[0].source = trained[0].source.replace(TRAINING, "recipe.settings(steps=5000), on_step=[curves.log_row]")
+    expected = 0 if name in WITHOUT_CURVES else 1
+    assert len(trained) == expected, "a lesson has one cell that trains with curves, or none"
+    for cell in trained:
+        cell.source = cell.source.replace(TRAINING, "recipe.settings(steps=5000), on_step=[curves.log_row]")
     shown = {
         kind
         for kind in WIDGETS
@@ -98,6 +101,8 @@ Grounder(picture, find)
 
 def test_training_is_watched_and_stopped(opened):
     name, page, _ = opened
+    if name in WITHOUT_CURVES:
+        pytest.skip("no live curve in this lesson")
     curves = page.locator(".mvlp-training")
     curves.wait_for(timeout=SLOW)
     page.wait_for_function("() => +document.querySelector('.mvlp-training').dataset.steps > 3", timeout=SLOW)

@@ -27,7 +27,7 @@ from minivlp.visualize.drawing.ink import (
     style,
 )
 from minivlp.visualize.drawing.model_colors import color_of
-from minivlp.visualize.drawing.options import Options, option_bars
+from minivlp.visualize.drawing.options import Options, option_bars, ticks
 from minivlp.visualize.drawing.pictures import attention_figure, attention_grid, draw_boxes, heat, show_scenes
 from minivlp.visualize.drawing.results import bars_with_spread, training_curves
 from minivlp.visualize.drawing.retrieval import retrieval_grid, similarity_matrices, similarity_matrix
@@ -38,7 +38,7 @@ __all__ = [
     "attention_figure", "attention_grid", "bars_with_spread", "caption_grid", "color_of", "curves",
     "cut_into_patches", "differences", "draw_boxes", "expert_figure", "frozen_table", "heat", "number_tables",
     "option_bars", "picture_rows", "retrieval_grid", "roc_curves", "show_scenes", "similarity_matrices",
-    "similarity_matrix", "stacked_bars", "structure", "style", "taxonomy", "timeline", "token_strip",
+    "similarity_matrix", "stacked_bars", "structure", "style", "taxonomy", "ticks", "timeline", "token_strip",
     "training_curves", "word_attention",
     "BLUE", "GREEN", "HEAT", "INK", "MARKERS", "ORANGE", "PALETTE", "PURPLE", "SKY", "VERMILION", "WIDTH", "Options",
 ]  # fmt: skip

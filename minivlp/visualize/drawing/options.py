@@ -1,15 +1,15 @@
-"""Scored options, such as captions or next words: a bar for each, its text above the bar."""
+"""Scored options, such as captions or next words: a bar for each, its text above the bar. Tables of right and wrong."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from minivlp.visualize.drawing.ink import BLUE, SKY, WIDTH, new_figure, printable, show_image, style, wrap
+from minivlp.visualize.drawing.ink import BLUE, SKY, VERMILION, WIDTH, new_figure, printable, show_image, style, wrap
 
 LETTERS = 14  # of the small font that fit in an inch
 
@@ -64,3 +64,24 @@ def _bars(ax: Axes, panel: Options, most: int, letters: int) -> None:
         ax.text(0, y - 0.2, printable(("✓ " if is_right else "") + text), va="bottom", fontsize=8)
     ax.set(xlim=(0, 1), ylim=(most - 0.7, -0.85), xticks=[], yticks=[])
     ax.spines[["top", "right", "bottom"]].set_visible(False)
+
+
+def ticks(rows: Mapping[str, Sequence[bool]], columns: Sequence[str]) -> Figure:
+    """A table of right (a tick) and wrong (a cross) answers: rows by their text, one column for each of `columns`.
+
+    Raises ValueError where a row has not one answer for each column.
+    """
+    with style():
+        figure, axes = new_figure(1, 1, WIDTH, 0.5 + 0.24 * len(rows))
+        ax = axes[0, 0]
+        places = [WIDTH - 0.9 * (len(columns) - n) + 0.3 for n in range(len(columns))]
+        for y, (text, answers) in enumerate(rows.items()):
+            ax.text(0, y, printable(text), va="center", fontsize=9)
+            for x, right in zip(places, answers, strict=True):
+                color = BLUE if right else VERMILION
+                ax.text(x, y, "✓" if right else "✗", va="center", ha="center", fontsize=12, color=color)
+        for x, name in zip(places, columns, strict=True):
+            ax.text(x, -1.1, printable(name), ha="center", va="center", fontweight="bold", fontsize=9)
+        ax.set(xlim=(0, WIDTH), ylim=(len(rows) - 0.4, -1.7))
+        ax.axis("off")
+    return figure
