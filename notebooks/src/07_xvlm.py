@@ -145,11 +145,13 @@ by_clip
 
 # %% tags=["check", "nbval-check-output"]
 assert by_clip["cosine: strongest patch inside"].value < 0.3 and by_clip["gradient: box fits"].value < 0.5
-print("the cosine of CLIP's patches is near chance; its gradient points, but gives no good box")
+assert by_clip["value: strongest patch inside"].value > by_clip["cosine: strongest patch inside"].value + 0.2
+print("the cosine of CLIP's patches is near chance; its values and its gradient point, but give no good box")
 
 # %% [markdown]
 # CLIP compares *whole* images with *whole* captions. Its patches are never compared with a word in training, and their
-# cosine is no better than chance. The gradient often points to the right object, but the box around it seldom fits.
+# cosine is no better than chance. The value readout points to the right object about half of the time and the gradient in
+# about three quarters of the cases, but the box around either map seldom fits.
 #
 # **How fair is this?** All three readouts were made after training. The threshold of a fifth was the best for CLIP among
 # four tried on these same scenes. And X-VLM below is trained with boxes, which CLIP never sees. So the comparison shows what
@@ -821,7 +823,7 @@ def read_places(model, scenes, new):
     return LinearMap.fit(seen.tokens, seen.places)(asked.tokens), asked.places, read_position(seen, asked).value
 
 
-probed = Scenes(300, split="validation", seed=3), Scenes(100, split="test", seed=7)
+probed = Scenes(300, split="validation", seed=3), Scenes(200, split="test", seed=7)
 torch.manual_seed(0)
 untrained = XVLM(XVLMConfig.nano(len(tokenizer))).eval()
 read = {name: read_places(tower, *probed) for name, tower in
