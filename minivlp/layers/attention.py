@@ -105,13 +105,10 @@ class Attention(nn.Module):
 
 
 class KVCache:
-    """Keys and values of the tokens that one self-attention has read so far, for generation token by token.
+    """Keys and values of the tokens that one self-attention has read so far, for generation token by token."""
 
-    `keys_values`: of tokens that were read elsewhere, such as an image.
-    """
-
-    def __init__(self, keys_values: KeysValues | None = None) -> None:
-        self.keys_values = keys_values
+    def __init__(self) -> None:
+        self.keys_values: KeysValues | None = None
 
     def __len__(self) -> int:
         """How many tokens were read."""

@@ -16,17 +16,20 @@ from minivlp.pretrained.preprocess import from_open_clip
 from minivlp.pretrained.settings import HARMLESS, Section, shown, transformers_sections
 from minivlp.weight_files import UnsupportedModel
 
+TRANSFORMERS_IMAGE = (
+    ("embeddings.patch_embedding", "embed.patches.project"),
+    ("embeddings.class_embedding", "embed.class_token"),
+    (first("embeddings.position_embedding.weight"), "embed.class_position"),
+    (rest("embeddings.position_embedding.weight"), "embed.positions"),
+    ("pre_layrnorm", "embed.ln_pre"),
+    *with_prefix("encoder.layers.{n}.", "blocks.{n}.", CLIP_LAYER),
+    ("post_layernorm", "norm"),
+)
 TRANSFORMERS = (
     ("logit_scale", "itc_head.scale.log_scale"),
     ("visual_projection", "itc_head.project_image"),
     ("text_projection", "itc_head.project_text"),
-    ("vision_model.embeddings.patch_embedding", "image.embed.patches.project"),
-    ("vision_model.embeddings.class_embedding", "image.embed.class_token"),
-    (first("vision_model.embeddings.position_embedding.weight"), "image.embed.class_position"),
-    (rest("vision_model.embeddings.position_embedding.weight"), "image.embed.positions"),
-    ("vision_model.pre_layrnorm", "image.embed.ln_pre"),
-    *with_prefix("vision_model.encoder.layers.{n}.", "image.blocks.{n}.", CLIP_LAYER),
-    ("vision_model.post_layernorm", "image.norm"),
+    *with_prefix("vision_model.", "image.", TRANSFORMERS_IMAGE),
     ("text_model.embeddings.token_embedding", "text.embed.token"),
     ("text_model.embeddings.position_embedding.weight", "text.embed.position"),
     *with_prefix("text_model.encoder.layers.{n}.", "text.blocks.{n}.", CLIP_LAYER),
@@ -43,17 +46,20 @@ OPENAI_LAYER = (
     ("ls_1.gamma", "attention_scale.factor"),
     ("ls_2.gamma", "feed_scale.factor"),
 )
+OPENAI_IMAGE = (
+    ("conv1", "embed.patches.project"),
+    ("class_embedding", "embed.class_token"),
+    (first("positional_embedding"), "embed.class_position"),
+    (rest("positional_embedding"), "embed.positions"),
+    ("ln_pre", "embed.ln_pre"),
+    *with_prefix("transformer.resblocks.{n}.", "blocks.{n}.", OPENAI_LAYER),
+    ("ln_post", "norm"),
+)
 OPENAI = (
     (scalar("logit_scale"), "itc_head.scale.log_scale"),
     (transposed("visual.proj"), "itc_head.project_image.weight"),
     (transposed("text_projection"), "itc_head.project_text.weight"),
-    ("visual.conv1", "image.embed.patches.project"),
-    ("visual.class_embedding", "image.embed.class_token"),
-    (first("visual.positional_embedding"), "image.embed.class_position"),
-    (rest("visual.positional_embedding"), "image.embed.positions"),
-    ("visual.ln_pre", "image.embed.ln_pre"),
-    *with_prefix("visual.transformer.resblocks.{n}.", "image.blocks.{n}.", OPENAI_LAYER),
-    ("visual.ln_post", "image.norm"),
+    *with_prefix("visual.", "image.", OPENAI_IMAGE),
     ("token_embedding", "text.embed.token"),
     ("positional_embedding", "text.embed.position"),
     *with_prefix("transformer.resblocks.{n}.", "text.blocks.{n}.", OPENAI_LAYER),
