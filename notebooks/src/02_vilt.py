@@ -636,8 +636,8 @@ print("the same as ViLT.losses:", ", ".join(ours))
 # %% [markdown] slideshow={"slide_type": "subslide"}
 # ### Why relation words are masked alone
 # *Left*, *right*, *above* and *below* are **relation words**. In the usual way, each word that names something is masked
-# with the same probability, nouns and relation words alike. Then a relation word is often hidden together with a noun.
-# What can a model learn from that? Take one picture and its caption, hide some words, and list which true captions fit.
+# with the same probability, nouns and relation words alike. Then a relation word is often masked together with a noun.
+# What can a model learn from that? Take one picture and its caption, mask some words, and list which true captions fit.
 #
 # *Predict first:* the picture shows a ring below a star. In `a green [MASK] [MASK] a green [MASK]`, which relation words
 # are right?
@@ -653,16 +653,16 @@ def fits(pattern, caption):
 
 
 nouns = {region.phrase.split()[-1] for region in test.regions(example) if region.kind == "object"}
-for hidden in ({*RELATION_WORDS, *nouns}, set(RELATION_WORDS)):
-    pattern = " ".join("[MASK]" if word in hidden else word for word in caption.split())
+for masked_too in ({*RELATION_WORDS, *nouns}, set(RELATION_WORDS)):
+    pattern = " ".join("[MASK]" if word in masked_too else word for word in caption.split())
     found = [caption for caption in true if fits(pattern, caption)]
     print(f"{pattern}\n   " + "   or   ".join(found))
 
 # %% [markdown]
-# Both captions are true of the same picture. If the nouns are hidden too, nothing says which object comes first, so two
+# Both captions are true of the same picture. If the nouns are masked too, nothing says which object comes first, so two
 # opposite relation words are equally right. In training the label is one of them in half of the cases, and the other in the
 # rest. The best prediction gives each of them one half. Such a question can teach that the objects lie one above the other,
-# but never which of them is above. If the relation word alone is hidden, the caption says which object comes first. Then one
+# but never which of them is above. If the relation word alone is masked, the caption says which object comes first. Then one
 # answer is right, and only the picture tells which: the model must compare two places.
 #
 # So the training masks in one of two ways. In a share of the captions that state a relation (here half),
@@ -679,12 +679,12 @@ is_relation, is_noun = (torch.tensor([token in words for token in said]) for wor
 for name, masking in {"all words alike": usual, "relation words alone": alone}.items():
     chosen = masking.choose(many, torch.Generator().manual_seed(0))  # (1000, L)
     asked = chosen[chosen[:, is_relation].any(dim=1)]  # the draws that ask for the relation
-    hidden = asked[:, is_noun].sum(dim=1)  # how many of the two nouns are masked as well
+    with_it = asked[:, is_noun].sum(dim=1)  # how many of the two nouns are masked as well
     print(f"{name}. Three of the draws that ask for the relation:")
     for row in asked[:3].tolist():
-        print("    " + " ".join("[MASK]" if hide else token for token, hide in zip(said[1:-1], row[1:-1], strict=True)))
-    none, one, both = (f"{100 * (hidden == n).float().mean():.0f} %" for n in range(3))
-    print(f"    of all such draws: no noun is hidden in {none}, one in {one}, both in {both}\n")
+        print("    " + " ".join("[MASK]" if mask else token for token, mask in zip(said[1:-1], row[1:-1], strict=True)))
+    none, one, both = (f"{100 * (with_it == n).float().mean():.0f} %" for n in range(3))
+    print(f"    of all such draws: no noun is masked in {none}, one in {one}, both in {both}\n")
 
 # %% [markdown]
 # With all words masked alike, some of the questions about a relation have no answer. In about half of them one noun is
