@@ -10,30 +10,34 @@
 # %% [markdown] slideshow={"slide_type": "slide"}
 # # 04 · VLMo: one transformer, an expert per modality
 #
-# **The question.** You have met two kinds of model. A **dual encoder** (CLIP, lesson 01) turns each image and each
-# caption into one vector. Search is fast, but no word attends to a patch. A **fusion encoder** (ViLT, lesson 02) lets
-# words and patches attend to each other. It can check what a caption says, but it must run once for every pair. ALBEF
-# (lesson 03) contains both, one on top of the other. Can **one set of weights** do both?
+# **The question.** You have met two kinds of model. A [**dual encoder**](../docs/glossary.md#dual-encoder) (CLIP,
+# lesson 01) turns each image and each caption into one vector. Search is fast, but no word attends to a patch. A [**fusion
+# encoder**](../docs/glossary.md#fusion-encoder) (ViLT, lesson 02) lets words and patches attend to each other. It can
+# check what a caption says, but it must run once for every pair. ALBEF (lesson 03) contains both, one on top of the other.
+# Can **one set of weights** do both?
 #
-# VLMo ([Bao et al. 2022](https://arxiv.org/abs/2111.02358)) answers yes. Its block is the **mixture of modality
-# experts (MoME)**: all tokens share the attention of a layer, but the feed-forward layer exists several times, once per
-# modality. Text tokens use the text expert, patches the image expert, and in the top layers pairs use a third one, the
-# vision-language (VL) expert. The same layers accept an image alone, a text alone, or both.
+# VLMo ([Bao et al. 2022](https://arxiv.org/abs/2111.02358)) answers yes. Its block is the
+# [**mixture of modality experts (MoME)**](../docs/glossary.md#mixture-of-modality-experts): all tokens share the attention
+# of a layer, but the feed-forward layer exists several times, once per modality. Text tokens use the text expert, patches
+# the image expert, and in the top layers pairs use a third one, the vision-language (VL) expert. The same layers accept an
+# image alone, a text alone, or both.
 #
 # | | |
 # |---|---|
-# | **After this lesson you can** | route tokens to experts; say which parameters each training stage updates; use one model for search and for matching; judge whether a comparison of two models is fair |
+# | **After this lesson you can** | route tokens to experts; write VLMo's block and build the model from it; say which parameters each training stage updates; use one model for search and for matching; judge whether a comparison of two models is fair |
 # | **You need** | lessons 01 to 03: contrastive loss, matching (ITM), masked words (MLM); the parts of a transformer layer |
-# | **Time** | about 90 minutes with the exercises. The cells need about 10 minutes in profile `laptop`, 2 in `quick`, on two cores |
+# | **Time** | 60 minutes to read and 90 for the exercises. The cells need about 8 minutes in profile `laptop` on two cores |
 
 # %% tags=["setup"] slideshow={"slide_type": "skip"}
 from copy import deepcopy
 from dataclasses import replace
 
-import matplotlib.pyplot as plt
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 from minivlp.data.batch import to_tensor
+from minivlp.data.grammar import COLORS
 from minivlp.data.scenes import Scenes
 from minivlp.data.text import group_words, load_tokenizer, tokenize
 from minivlp.device import profile
@@ -43,15 +47,21 @@ from minivlp.evaluation.matching import counterfactual, masked_words
 from minivlp.evaluation.records import by_variant
 from minivlp.evaluation.retrieval import reranked, retrieval
 from minivlp.evaluation.score import Scores
-from minivlp.layers.attention import record_attention
+from minivlp.layers.attention import Attention, record_attention
+from minivlp.layers.embeddings import ImageEmbedding, TextEmbedding
+from minivlp.layers.experts import Expert, ExpertBlock
 from minivlp.layers.transformer import Block
+from minivlp.layers.weights import copy_parts
 from minivlp.lessons import vlmo as exercise
+from minivlp.lessons.common import object_words
 from minivlp.models.albef import ALBEF
 from minivlp.models.clip import CLIP
 from minivlp.models.vilt import ViLT
 from minivlp.models.vlmo import VLMo
+from minivlp.objectives.contrastive import contrastive_loss, cosine_logits
 from minivlp.papers import paper
 from minivlp.training.checkpoint import bundled, load_model
+from minivlp.training.grounded_stream import GroundedStream
 from minivlp.training.loop import fit, overfit_one_batch
 from minivlp.training.stages import (
     ImageStage,
@@ -121,22 +131,23 @@ costs(known)
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## The idea
+
+# %%
+drawing.structure("VLMo")
+
+# %% [markdown]
+# The same layers take three kinds of input:
 #
-# ```text
-#                                           ┌─► text expert ──┐
-#     text  ──► words ────┐                 │                 │
-#                         ├─► attention, ───┼─► image expert ─┼──► next layer
-#     image ──► patches ──┘   shared        │                 │
-#                                           └─► VL expert ────┘   (only in the top layers)
-#
-#     input              lower layers           top layers      used for
-#     an image           image expert           image expert    a vector for search
-#     a text             text expert            text expert     a vector for search
-#     both, text first   text | image expert    VL expert       match? · which word is masked?
-# ```
-#
-# A transformer layer has two parts. **Attention** moves information between tokens. The **feed-forward layer** (FFN)
-# processes each token by itself. VLMo shares attention between the modalities and gives each modality its own FFN, the
+# | input | lower layers | top layers | used for |
+# |---|---|---|---|
+# | an image | image expert | image expert | a vector for search |
+# | a text | text expert | text expert | a vector for search |
+# | both, text first | text tokens: text expert; image tokens: image expert | all tokens: VL expert | does the pair match? which word is masked? |
+
+# %% [markdown]
+# A transformer layer has two parts. **Attention** moves information between tokens. The [**feed-forward
+# layer**](../docs/glossary.md#feed-forward-layer) (FFN) processes each token by itself. VLMo shares attention between the
+# modalities and gives each modality its own FFN, the
 # **expert**. For the tokens $x$ of a layer, an expert $m$, and LayerNorm (LN):
 #
 # $$h = x + \mathrm{Attention}(\mathrm{LN}(x)), \qquad
@@ -200,6 +211,219 @@ with torch.no_grad():
     assert not torch.allclose(layer(x, mask, parts=parts), plain(x, mask), atol=1e-2)
 print("with equal experts the layer equals the plain block; with its own experts it does not")
 
+# %% [markdown] slideshow={"slide_type": "subslide"}
+# ### Exercise 1 · Route the tokens *(easy, 15 minutes)*
+# Send each token to its expert. Below layer `vl_from`, text tokens use `experts["text"]` and the tokens of the image use
+# `experts["image"]`. From layer `vl_from` on, a *pair* uses `experts["vl"]` for all tokens. A single modality uses its own
+# expert in all layers. `experts["vl"]` exists only from layer `vl_from` on.
+#
+# *Predict first:* which expert must a text without an image use in the top layer?
+#
+# <details><summary>Hint 1</summary>There are three cases: a pair in an upper layer, a pair in a lower layer, one modality
+# alone.</details>
+# <details><summary>Hint 2</summary>There is a pair if <code>0 &lt; length &lt; x.shape[1]</code>.</details>
+# <details><summary>Hint 3</summary>Collect the parts in a list, text first, and use <code>torch.cat(parts,
+# dim=1)</code>.</details>
+
+# %% tags=["exercise"]
+def my_route(x, length, layer, vl_from, experts):
+    """x (B, N, D): `length` tokens of text first, then those of the image. experts: functions by name.
+
+    Returns the output of the experts, (B, N, D), without the residual connection.
+    """
+    ### BEGIN SOLUTION
+    pair = 0 < length < x.shape[1]
+    if pair and layer >= vl_from:
+        return experts["vl"](x)
+    done = []
+    if length:
+        done.append(experts["text"](x[:, :length]))
+    if length < x.shape[1]:
+        done.append(experts["image"](x[:, length:]))
+    return torch.cat(done, dim=1)
+    ### END SOLUTION
+
+
+# %% tags=["check", "nbval-check-output", "needs-solution"]
+exercise.check_route(my_route)
+
+# %% [markdown] slideshow={"slide_type": "slide"}
+# ## Build it: VLMo from its blocks
+# `ExpertBlock` is the layer that you have just taken apart: attention for all tokens, then an expert for each run of
+# tokens. A
+# **route** says which expert gets how many tokens, for instance `(("text", 9), ("image", 65))`. The model needs one route per
+# layer, and these are the three rows of the table above.
+
+# %% tags=["nbval-check-output"]
+class MyVLMo(nn.Module):
+    """B pairs, L text tokens, P patches, N tokens of one sequence, D width."""
+
+    def __init__(self, config):
+        super().__init__()
+        block, width, self.vl_from = config.image.block, config.image.block.width, config.vl_from
+        self.words = TextEmbedding(config.text, norm_eps=1e-12 if config.text.embed_norm else None)
+        self.patches = ImageEmbedding(config.image)
+        self.token_type = nn.Parameter(0.02 * torch.randn(2, width))
+        lower, upper = ("text", "image"), ("text", "image", "vl")
+        kinds = [lower if layer < self.vl_from else upper for layer in range(config.image.layers)]
+        self.blocks = nn.ModuleList(ExpertBlock(block, names) for names in kinds)
+        self.norm = nn.LayerNorm(width, eps=block.norm_eps)
+
+    def forward(self, images=None, text=None):
+        """Tokens (B, N, D) of images, of texts, or of both, text first."""
+        parts, real = [], []
+        if text is not None:
+            parts.append(self.words(text.ids) + self.token_type[0])  # (B, L, D)
+            real.append(text.mask)
+        if images is not None:
+            parts.append(self.patches(images) + self.token_type[1])  # (B, 1+P, D)
+            real.append(torch.ones(parts[-1].shape[:2], dtype=torch.bool))
+        x, mask = torch.cat(parts, dim=1), torch.cat(real, dim=1)  # (B, N, D), (B, N)
+        length = 0 if text is None else text.length
+        for layer, block in enumerate(self.blocks):
+            x = self.run(block, x, mask, length, self.route(layer, length, x.shape[1]))
+        return self.norm(x)
+
+    def route(self, layer, length, tokens):
+        """Which expert gets how many tokens; `length` of all `tokens` are text."""
+        if 0 < length < tokens and layer >= self.vl_from:
+            return (("vl", tokens),)
+        return tuple((name, count) for name, count in (("text", length), ("image", tokens - length)) if count)
+
+    def run(self, block, x, mask, length, route):
+        return block(x, mask[:, None, None, :], parts=route)
+
+
+mine = MyVLMo(trained.config)
+with torch.no_grad():
+    shapes = {"images": mine(images), "texts": mine(text=text), "both": mine(images, text)}
+print(" · ".join(f"{name}: {tuple(tokens.shape)}" for name, tokens in shapes.items()))
+print("layer 0:", mine.route(0, length, tokens), "· layer 3:", mine.route(3, length, tokens))
+
+# %% [markdown]
+# Is it the same as the library's (`VLMoStream` in `minivlp/models/vlmo_stream.py`)? We copy the weights of the bundled
+# model, and compare all three routes.
+
+# %% tags=["check", "nbval-check-output"]
+joint = trained.joint
+copied = {"words": joint.text_embed, "patches": joint.image_embed, "token_type": joint.token_type}
+copy_parts(copied | {"blocks": joint.blocks, "norm": joint.norm}, mine)
+with torch.no_grad():
+    assert torch.allclose(mine(images), trained.encode_image(images), atol=1e-4)
+    assert torch.allclose(mine(text=text), trained.encode_text(text), atol=1e-4)
+    assert torch.allclose(mine(images, text), trained.cross_encode(images, text), atol=1e-4)
+assert sum(p.numel() for p in mine.parameters()) == sum(p.numel() for p in joint.parameters())
+print("an image alone, a text alone, both: the same tokens as those of minivlp.models.vlmo.VLMo")
+
+# %% [markdown] slideshow={"slide_type": "subslide"}
+# ### Exercise 2 · Build the paper: the MoME block *(medium, 30 minutes)*
+# Write VLMo's block yourself:
+#
+# $$h = x + \mathrm{Attention}(\mathrm{LN}(x)), \qquad
+# y = h + \mathrm{FFN}_m(\mathrm{LN}_m(h)), \quad m \in \{\text{text}, \text{image}, \text{VL}\}$$
+#
+# All tokens share `self.norm` and `self.attention`. The library's `Attention` is the one of lesson 02; it is called as
+# `self.attention(tokens, mask=...)` with a mask that broadcasts to (B, heads, queries, keys). `Expert` has its own LayerNorm
+# inside: it computes $\mathrm{FFN}_m(\mathrm{LN}_m(h))$. A block of the top layers has an expert `"vl"`, and a block below
+# has none. You may use `my_route` of exercise 1.
+#
+# *Predict first:* which will fail if you run the attention on the text tokens and on the image tokens separately: search with
+# vectors, matching, or both?
+#
+# <details><summary>Hint 1</summary>First the attention, once, for all tokens. The mask (B, N) needs two more axes:
+# <code>mask[:, None, None, :]</code>.</details>
+# <details><summary>Hint 2</summary>There are two residual connections: <code>h = x + ...</code> and <code>h + ...</code>. The
+# experts read <code>h</code>, not <code>x</code>.</details>
+# <details><summary>Hint 3</summary>With <code>my_route(h, length, layer, vl_from, experts)</code>: take
+# <code>vl_from=1</code>, and
+# <code>layer=1</code> if <code>"vl" in self.experts</code>, else <code>layer=0</code>.</details>
+
+# %% tags=["exercise"]
+class MyMoMEBlock(nn.Module):
+    def __init__(self, config, names):
+        """names: ("text", "image"), and "vl" as well in the top layers."""
+        super().__init__()
+        self.norm = nn.LayerNorm(config.width)
+        self.attention = Attention(config.width, config.heads)
+        self.experts = nn.ModuleDict({name: Expert(config) for name in names})
+
+    def forward(self, x, length, mask):
+        """x (B, N, D): `length` text tokens, then image tokens; mask (B, N), True on tokens that may be attended to.
+
+        length is 0 for images alone and N for texts alone. Returns (B, N, D).
+        """
+        ### BEGIN SOLUTION
+        h = x + self.attention(self.norm(x), mask=mask[:, None, None, :])
+        return h + my_route(h, length, int("vl" in self.experts), 1, self.experts)
+        ### END SOLUTION
+
+# %% tags=["check", "nbval-check-output", "needs-solution"]
+exercise.check_block(MyMoMEBlock)
+
+# %% [markdown] slideshow={"slide_type": "subslide"}
+# **Now train with it.** Your blocks take the place of the library's. Sixteen pairs are overfitted from random weights,
+# with two losses: the contrastive loss of the vectors (one modality at a time), and masked words (both together, with the
+# VL expert): all three words of *a red heart* are masked, and the model must say the color. For comparison, the same with a
+# block whose attention reads one modality at a time. Which of its losses will stay high?
+
+# %% tags=["nbval-ignore-output", "needs-solution"]
+class ApartBlock(MyMoMEBlock):
+    """Text attends to text, and the image to the image."""
+
+    def forward(self, x, length, mask):
+        if not 0 < length < x.shape[1]:
+            return super().forward(x, length, mask)
+        text, image = (x[:, :length], length, mask[:, :length]), (x[:, length:], 0, mask[:, length:])
+        return torch.cat([super().forward(*text), super().forward(*image)], dim=1)
+
+
+class MyVLMoOfMyBlocks(MyVLMo):
+    def __init__(self, config, block):
+        super().__init__(config)
+        self.blocks = nn.ModuleList(block(config.image.block, tuple(old.experts)) for old in self.blocks[-2:])
+        self.vl_from = 1  # two layers: one without a VL expert, one with it
+        self.predict = nn.Linear(config.image.block.width, config.text.vocabulary)
+
+    def run(self, block, x, mask, length, route):
+        return block(x, length, mask)  # your block finds the experts itself
+
+
+singles = Scenes(200, split="train", seed=1, size=64, objects=(1, 1))
+said = {row: singles.captions(row)[0] for row in range(200)}
+named = [row for row in said if len(said[row].split()) == 3 and said[row].split()[1] in COLORS]
+named = list({said[row]: row for row in named}.values())[:16]  # sixteen different captions, such as "a red heart"
+sixteen, words = to_tensor(singles.pixels(named, 64)), tokenize(tokenizer, [said[row] for row in named], CONTEXT)
+colors = words.ids[:, 2]  # [CLS] a red heart [SEP]
+asked = words.with_ids(words.ids.index_fill(1, torch.tensor([1, 2, 3]), tokenizer.mask_token_id))  # all three words
+
+
+def short_run(block, steps=40):
+    torch.manual_seed(0)
+    small = MyVLMoOfMyBlocks(trained.config, block)
+    optimizer, rows = torch.optim.AdamW(small.parameters(), lr=1e-3), []
+    for _ in range(steps):
+        vectors = (F.normalize(tokens[:, 0], dim=1) for tokens in (small(sixteen), small(text=words)))
+        contrast = contrastive_loss(cosine_logits(*vectors, torch.tensor(10.0)), torch.eye(16, dtype=torch.bool))
+        masked = F.cross_entropy(small.predict(small(sixteen, asked)[:, 2]), colors)
+        optimizer.zero_grad()
+        (contrast + masked).backward()
+        optimizer.step()
+        rows.append((contrast.item(), masked.item()))
+    return rows
+
+
+runs = {"your block": short_run(MyMoMEBlock), "one modality at a time": short_run(ApartBlock)}
+for name, rows in runs.items():
+    print(f"{name:<24} contrastive {rows[0][0]:.2f} -> {rows[-1][0]:.2f}   masked colors {rows[0][1]:.2f} -> {rows[-1][1]:.2f}")
+share = colors.unique(return_counts=True)[1] / len(colors)
+frequent = -(share * share.log()).sum()
+print(f"masked colors, by their frequency alone: {frequent:.2f}")
+
+# %% tags=["check", "nbval-check-output", "needs-solution"]
+(contrast, masked), (contrast_apart, masked_apart) = runs["your block"][-1], runs["one modality at a time"][-1]
+assert contrast < 1 and contrast_apart < 1 and masked < 0.6 * frequent < 0.9 * masked_apart
+print("both losses fall with your block; without attention between words and patches the colors are not learned")
+
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## The model
 # `minivlp/models/vlmo.py`. The three losses are those of lesson 03: the contrastive loss of the two vectors (ITC),
@@ -221,11 +445,12 @@ print("with equal experts the layer equals the plain block; with its own experts
 # | layers, width | 12, 768 | 4, 128 | minutes on a laptop |
 # | VL expert from layer | 10 (the top two) | 3 (the top one) | a similar share |
 # | positions | relative, one table for all inputs | absolute: sine waves for patches, learned for words | as in all our nano models |
-# | **LayerScale**: a learned factor per channel behind attention and FFN, small at first | starts at .1 | none | it slows down a short run |
-# | start | BEiT, trained on images alone | see *Images first, then texts, then pairs* | |
+# | [**LayerScale**](../docs/glossary.md#layerscale): a learned factor per channel behind attention and FFN, small at first | starts at .1 | none | it slows down a short run |
+# | start | BEiT, trained on images alone | a grounded single stream, see *Where it starts from* | |
 # | negatives for ITM | hard ones from the batches of all GPUs | hard ones of the batch, and a negative caption each | small batches |
 # | weight of MLM | a quarter | a quarter | |
 # | `mask_rate` | .15 of the words | .4 of the words that name something | short captions |
+# | relation words (*left*, *above*) | masked like all others | masked alone | lesson 02 explains it |
 #
 # Negative captions are not part of VLMo. They come from NegCLIP
 # ([Yuksekgonul et al. 2023](https://arxiv.org/abs/2210.01936)); lesson 03 explains them.
@@ -240,12 +465,73 @@ for name, (_, count) in trainable(model).items():
 # parameters, not more computation per token.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
+# ## Where it starts from
+# Our VLMo starts from the **grounded single stream** of lesson 02 (`joint_nano`): one transformer for words and patches,
+# which was trained to predict the box of every noun, and masked words; it has seen boxes and no false caption. It has one
+# feed-forward layer per block, where VLMo has two or three experts. Every expert begins as a *copy* of it (`VLMo.init_from`).
+#
+# So the experts are equal at first. You have tested above what follows: with equal experts the routing changes nothing. At
+# the first step of training, VLMo computes for a pair exactly what the single stream computes. Check it:
+
+# %% tags=["check", "nbval-check-output"]
+stream = load_model(GroundedStream, bundled("joint_nano"))
+started = VLMo(replace(VLMo.Config.nano(len(tokenizer)), text=replace(VLMo.Config.nano(len(tokenizer)).text, embed_norm=True)))
+started.init_from(stream)
+with torch.no_grad():
+    image = stream.joint.embed_images(images)
+    assert torch.allclose(started.cross_encode(images, text), stream.joint(image, text), atol=1e-4)
+    assert not torch.allclose(trained.cross_encode(images, text), stream.joint(image, text), atol=1e-2)
+print("before training VLMo computes for pairs what the single stream computes; the trained VLMo does not")
+
+# %% [markdown]
+# Training then makes the experts different. Search with single modalities is new to these weights: the single stream has
+# never seen an image or a text alone.
+#
+# **What this means for comparisons.** The paper's start, BEiT, has seen images alone, and later stages add texts. *Ours
+# has seen boxes.* A comparison with a model that has another start compares the starts, too.
+#
+# <!-- RESULTS -->
+
+# %% [markdown] slideshow={"slide_type": "subslide"}
+# ### Exercise 3 · Relative positions *(medium, 20 minutes)*
+# The published VLMo does not give a patch an absolute position. It adds to each attention score a number that depends on
+# the offset between the two patches: how far down and how far right. All pairs of patches with the same offset share a row
+# of a table. Which row?
+#
+# Patches are numbered row by row. The offset is the position of the query patch *i* minus that of the key patch *j*. Offsets
+# are numbered like patches: row by row from the topmost, within a row from left to right. Return integers (`torch.long`),
+# since they are used as indices.
+#
+# *Predict first:* on a grid of 2 x 3 patches, how many different offsets are there, and how many pairs of patches?
+#
+# <details><summary>Hint 1</summary>The vertical offset runs from <code>-(rows - 1)</code> to <code>rows - 1</code>. Shift it
+# to start at 0.</details>
+# <details><summary>Hint 2</summary>One row of offsets has <code>2 * columns - 1</code> entries.</details>
+# <details><summary>Hint 3</summary><code>row[:, None] - row[None, :]</code> gives all differences at once.</details>
+
+# %% tags=["exercise"]
+def my_index(rows, columns):
+    """Row of the table for query patch i (first axis) and key patch j (second axis): (P, P) long."""
+    ### BEGIN SOLUTION
+    patch = torch.arange(rows * columns)
+    row, column = patch // columns, patch % columns
+    down = row[:, None] - row[None, :] + rows - 1  # (P, P), 0 .. 2 rows - 2
+    right = column[:, None] - column[None, :] + columns - 1
+    return down * (2 * columns - 1) + right
+    ### END SOLUTION
+
+
+# %% tags=["check", "nbval-check-output", "needs-solution"]
+exercise.check_index(my_index)
+
+# %% [markdown] slideshow={"slide_type": "slide"}
 # ## First, overfit one batch
+# From random weights, so that the loss begins high: a model that can learn must fit eight pairs in a few steps.
 
 # %% tags=["check", "nbval-check-output"]
 scenes = Scenes(recipe.scenes, split="train", seed=0, size=recipe.size, objects=recipe.objects)
 few = replace(recipe, batch_size=8).batches(scenes, tokenizer)(0)
-losses = overfit_one_batch(recipe.build(VLMo, tokenizer), few, steps=30)
+losses = overfit_one_batch(replace(recipe, init_from=None).build(VLMo, tokenizer), few, steps=30)
 assert losses[-1] < 0.5 * losses[0]
 print("overfit: the sum of the three losses is far below where it began")
 
@@ -294,6 +580,41 @@ print("stage 2: attention is used but frozen; stage 3: all parameters are traine
 # embedding, although images use them too.
 
 # %% [markdown] slideshow={"slide_type": "subslide"}
+# ### Exercise 4 · What must not be trained *(medium, 15 minutes)*
+# Prepare a VLMo for stage 2, texts without images: set `requires_grad` of every parameter, to True or to False. The model
+# may arrive partly frozen. Train the text experts (`.experts.text.`), the token embedding (`joint.text_embed`) and the head
+# that predicts masked words (`mlm_head`). As in the released code, also train the final LayerNorm (`joint.norm`), the
+# relative positions (`joint.relative`) and the token types (`joint.token_type`). Freeze everything else.
+#
+# *Predict first:* which will fail if you set `requires_grad = False` on the rest and touch nothing else: the first stage that
+# calls your function, or a later one?
+#
+# <details><summary>Hint 1</summary>Loop over <code>model.named_parameters()</code> and print a few names.</details>
+# <details><summary>Hint 2</summary><code>name.startswith((...))</code> accepts a tuple of beginnings.</details>
+# <details><summary>Hint 3</summary>Assign a bool: <code>parameter.requires_grad = ... or ...</code></details>
+#
+# If your function is right, the check cell also compares it with the library's `freeze_for_text`.
+
+# %% tags=["exercise"]
+def my_freeze(model):
+    """Sets `requires_grad` of all parameters of a VLMo for stage 2, texts alone. Returns nothing."""
+    ### BEGIN SOLUTION
+    for name, parameter in model.named_parameters():
+        of_text = ".experts.text." in name or name.startswith(("joint.text_embed.", "mlm_head."))
+        of_all = name.startswith(("joint.norm.", "joint.relative.", "joint.token_type"))
+        parameter.requires_grad = of_text or of_all
+    ### END SOLUTION
+
+
+# %% tags=["check", "nbval-check-output", "needs-solution"]
+exercise.check_frozen(my_freeze)
+fresh = VLMo(VLMo.Config.nano(len(tokenizer)))
+my_freeze(fresh)
+mine = trainable(fresh)
+freeze_for_text(fresh)
+print("the same as freeze_for_text:", mine == trainable(fresh))
+
+# %% [markdown] slideshow={"slide_type": "subslide"}
 # **Stage 1 in short.** From random weights. The published model starts from BEiT
 # ([Bao et al. 2021](https://arxiv.org/abs/2106.08254)), which predicts the codes of an image tokenizer. Ours predicts pixels,
 # as MAE does ([He et al. 2021](https://arxiv.org/abs/2111.06377)). Blocks of two by two patches are masked, about two
@@ -320,15 +641,9 @@ with torch.no_grad():
     predicted = torch.pixel_shuffle(predicted.unflatten(1, (8, 8)).permute(0, 3, 1, 2), 8)  # (4, 3, 64, 64)
     predicted = predicted * spread[:, None, None] + mean[:, None, None]
 gray = masked.view(4, 1, 8, 8).repeat_interleave(8, 2).repeat_interleave(8, 3)
-with drawing.style():
-    figure, axes = plt.subplots(2, 4, figsize=(7.5, 4), layout="constrained")
-    for line, shown, name in zip(axes, (some.masked_fill(gray, 1), predicted), ("masked", "predicted"), strict=True):
-        line[0].set_ylabel(name)
-        for ax, picture in zip(line, shown, strict=True):
-            ax.imshow(((picture + 1) / 2).clamp(0, 1).permute(1, 2, 0))
-            ax.set(xticks=[], yticks=[])
-            ax.spines[:].set_visible(False)
-    plt.show()
+states = {"masked": some.masked_fill(gray, 1), "predicted": predicted}
+shown = {name: ((127.5 * (x + 1)).clamp(0, 255)).byte().permute(0, 2, 3, 1).numpy() for name, x in states.items()}
+drawing.picture_rows(shown)
 
 # %% [markdown]
 # The model first learns the brightness of the background, then its color, then that objects continue behind the mask. In
@@ -336,12 +651,13 @@ with drawing.style():
 
 # %% [markdown] slideshow={"slide_type": "subslide"}
 # **Stage 2 in short.** A good stage 1 takes longer than a lesson. But an attention trained on images is available: that of
-# the image tower from which our recipe starts. It is not the same as BEiT: it was trained with boxes *and their phrases*,
-# and the recipe also copies word embeddings. The text experts are new. Freeze, and train on captions alone:
+# the bundled image tower (`checkpoints/towers_nano.md`). We start VLMo from it here, in place of the single stream, whose
+# attention has processed words. It is not the same as BEiT: it was trained with boxes *and their phrases*, and its word
+# embeddings are copied as well. The text experts are new. Freeze, and train on captions alone:
 
 # %% tags=["nbval-ignore-output"]
 torch.manual_seed(0)
-reader = recipe.build(VLMo, tokenizer)
+reader = replace(recipe, init_from="towers_nano").build(VLMo, tokenizer)
 before = {name: parameter.detach().clone() for name, parameter in reader.named_parameters()}
 short = min(captions, key=len)
 alone = tokenize(tokenizer, [short], CONTEXT)
@@ -391,8 +707,8 @@ for n, (was, now) in enumerate(zip(early, late, strict=True)):
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Now train: pairs
 # Stage 3. Values of an uninformed model: `itc` 3.5, the logarithm of a batch of 32; it falls first. `itm` .56: one pair in
-# four matches, and always answering "one in four" gives this loss. `mlm` is shown with its weight of a quarter and begins
-# near 1.8.
+# four matches, and always answering "one in four" gives this loss. `mlm` is shown with its weight of a quarter. It is
+# low from the beginning, because the start has been trained on masked words.
 #
 # *Profile `laptop` takes about five minutes on two cores; `quick` only shows the first steps. Set `MINIVLP_PROFILE` before
 # you start Jupyter to choose. The stop button ends training at any time.*
@@ -447,28 +763,24 @@ print(f"alone: its own expert in all layers; both: the VL expert from layer {top
 # scenes: how often does the strongest patch of a noun lie inside the box of its object?
 
 # %%
-def noun_maps(scenes):
-    """By (layer, head), -1 for the mean of the heads: the attention map of the word that names an object; boxes; rows."""
-    asked = [(r, region) for r in range(len(scenes)) for region in scenes.regions(r) if region.kind == "object"]
-    rows, boxes = [r for r, _ in asked], torch.tensor([region.box for _, region in asked])
-    its_text = tokenize(tokenizer, [scenes.captions(r)[0] for r in rows], CONTEXT)
-    nouns = [region.phrase.split()[-1] for _, region in asked]
-    named = zip(its_text.ids, nouns, strict=True)
-    where = torch.tensor([next(p[-1] for w, p in group_words(tokenizer, ids) if w == noun) for ids, noun in named])
-    with torch.no_grad(), record_attention(model) as maps:
-        model.match(to_tensor(scenes.pixels(rows, size)), its_text)
+def noun_maps(words):
+    """By (layer, head), -1 for the mean of the heads: the map (R, 8, 8) of the word that names each of `object_words`."""
     found = {}
-    for n, heat in enumerate(attention.word_patch_attention(maps, its_text.length).values()):  # (R, H, L, P)
-        of_noun = heat[torch.arange(len(rows)), :, where]  # (R, H, P)
-        found |= {(n, head): attention.to_grid(one) for head, one in enumerate(of_noun.unbind(dim=1))}
-        found[n, -1] = attention.to_grid(of_noun.mean(dim=1))
-    return found, boxes, rows
+    for part in words.parts():  # some at a time, to save memory
+        with torch.no_grad(), record_attention(model) as maps:
+            model.match(part.images, part.text)
+        for n, heat in enumerate(attention.word_patch_attention(maps, part.text.length).values()):  # (R, H, L, P)
+            of_noun = heat[torch.arange(len(part)), :, part.places]  # (R, H, P)
+            for head, one in [*enumerate(of_noun.unbind(dim=1)), (-1, of_noun.mean(dim=1))]:
+                found.setdefault((n, head), []).append(attention.to_grid(one))
+    return {key: torch.cat(some) for key, some in found.items()}
 
 
-maps, boxes, _ = noun_maps(Scenes(100, split="validation", seed=3))
-best, head = max(maps, key=lambda key: pointing_game(maps[key], boxes).value)
-maps, boxes, rows = noun_maps(Scenes(150, split="test", seed=7))  # scenes that had no say in the choice
-points = pointing_game(maps[best, head], boxes, images=rows)
+nouns = object_words(Scenes(100, split="validation", seed=3), tokenizer)
+maps = noun_maps(nouns)
+best, head = max(maps, key=lambda key: pointing_game(maps[key], nouns.boxes).value)
+nouns = object_words(Scenes(150, split="test", seed=7), tokenizer)  # scenes that had no say in the choice
+points = pointing_game(noun_maps(nouns)[best, head], nouns.boxes, images=nouns.rows)
 
 # %% tags=["nbval-ignore-output"]
 Scores({f"layer {best}, {'mean of heads' if head < 0 else f'head {head}'}: strongest patch inside": points})
@@ -689,106 +1001,6 @@ for vl_from in (4, 1):
         other = mine.build(VLMo, tokenizer)
         fit(other, mine.batches(scenes, tokenizer), mine.settings(steps=200))
         print(vl_from, counterfactual(other.cpu(), Scenes(400, split="validation", seed=5), tokenizer)["mean"])
-
-# %% [markdown] slideshow={"slide_type": "slide"}
-# # Exercises
-# Each check says which property failed. Solutions are in the executed notebook.
-#
-# ## 1 · Route the tokens *(easy, 15 minutes)*
-# Send each token to its expert. Below layer `vl_from`, text tokens use `experts["text"]` and the tokens of the image use
-# `experts["image"]`. From layer `vl_from` on, a *pair* uses `experts["vl"]` for all tokens. A single modality uses its own
-# expert in all layers. `experts["vl"]` exists only from layer `vl_from` on.
-#
-# *Predict first:* which expert must a text without an image use in the top layer?
-#
-# <details><summary>Hint 1</summary>There are three cases: a pair in an upper layer, a pair in a lower layer, one modality
-# alone.</details>
-# <details><summary>Hint 2</summary>There is a pair if <code>0 &lt; length &lt; x.shape[1]</code>.</details>
-# <details><summary>Hint 3</summary>Collect the parts in a list, text first, and use <code>torch.cat(parts, dim=1)</code>.</details>
-
-# %% tags=["exercise"]
-def my_route(x, length, layer, vl_from, experts):
-    """x (B, N, D): `length` tokens of text first, then those of the image. experts: functions by name.
-
-    Returns the output of the experts, (B, N, D), without the residual connection.
-    """
-    ### BEGIN SOLUTION
-    pair = 0 < length < x.shape[1]
-    if pair and layer >= vl_from:
-        return experts["vl"](x)
-    done = []
-    if length:
-        done.append(experts["text"](x[:, :length]))
-    if length < x.shape[1]:
-        done.append(experts["image"](x[:, length:]))
-    return torch.cat(done, dim=1)
-    ### END SOLUTION
-
-
-# %% tags=["check", "nbval-check-output", "needs-solution"]
-exercise.check_route(my_route)
-
-# %% [markdown]
-# ## 2 · What must not be trained *(medium, 15 minutes)*
-# Prepare a VLMo for stage 2, texts without images: set `requires_grad` of every parameter, to True or to False. The model
-# may arrive partly frozen. Train the text experts (`.experts.text.`), the token embedding (`joint.text_embed`) and the head
-# that predicts masked words (`mlm_head`). As in the released code, also train the final LayerNorm (`joint.norm`), the
-# relative positions (`joint.relative`) and the token types (`joint.token_type`). Freeze everything else.
-#
-# <details><summary>Hint 1</summary>Loop over <code>model.named_parameters()</code> and print a few names.</details>
-# <details><summary>Hint 2</summary><code>name.startswith((...))</code> accepts a tuple of beginnings.</details>
-# <details><summary>Hint 3</summary>Assign a bool: <code>parameter.requires_grad = ... or ...</code></details>
-#
-# If your function is right, the check cell also compares it with the library's `freeze_for_text`.
-
-# %% tags=["exercise"]
-def my_freeze(model):
-    """Sets `requires_grad` of all parameters of a VLMo for stage 2, texts alone. Returns nothing."""
-    ### BEGIN SOLUTION
-    for name, parameter in model.named_parameters():
-        of_text = ".experts.text." in name or name.startswith(("joint.text_embed.", "mlm_head."))
-        of_all = name.startswith(("joint.norm.", "joint.relative.", "joint.token_type"))
-        parameter.requires_grad = of_text or of_all
-    ### END SOLUTION
-
-
-# %% tags=["check", "nbval-check-output", "needs-solution"]
-exercise.check_frozen(my_freeze)
-fresh = VLMo(VLMo.Config.nano(len(tokenizer)))
-my_freeze(fresh)
-mine = trainable(fresh)
-freeze_for_text(fresh)
-print("the same as freeze_for_text:", mine == trainable(fresh))
-
-# %% [markdown]
-# ## 3 · Relative positions *(medium, 20 minutes)*
-# The published VLMo does not give a patch an absolute position. It adds to each attention score a number that depends on
-# the offset between the two patches: how far down and how far right. All pairs of patches with the same offset share a row
-# of a table. Which row?
-#
-# Patches are numbered row by row. The offset is the position of the query patch *i* minus that of the key patch *j*. Offsets
-# are numbered like patches: row by row from the topmost, within a row from left to right. Return integers (`torch.long`),
-# since they are used as indices.
-#
-# <details><summary>Hint 1</summary>The vertical offset runs from <code>-(rows - 1)</code> to <code>rows - 1</code>. Shift it
-# to start at 0.</details>
-# <details><summary>Hint 2</summary>One row of offsets has <code>2 * columns - 1</code> entries.</details>
-# <details><summary>Hint 3</summary><code>row[:, None] - row[None, :]</code> gives all differences at once.</details>
-
-# %% tags=["exercise"]
-def my_index(rows, columns):
-    """Row of the table for query patch i (first axis) and key patch j (second axis): (P, P) long."""
-    ### BEGIN SOLUTION
-    patch = torch.arange(rows * columns)
-    row, column = patch // columns, patch % columns
-    down = row[:, None] - row[None, :] + rows - 1  # (P, P), 0 .. 2 rows - 2
-    right = column[:, None] - column[None, :] + columns - 1
-    return down * (2 * columns - 1) + right
-    ### END SOLUTION
-
-
-# %% tags=["check", "nbval-check-output", "needs-solution"]
-exercise.check_index(my_index)
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## What the paper reported, and what we saw
