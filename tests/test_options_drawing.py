@@ -5,7 +5,7 @@ import pytest
 from matplotlib.patches import Rectangle
 
 from minivlp.evaluation.filtering import roc
-from minivlp.visualize.drawing.filters import roc_curves
+from minivlp.visualize.drawing.filters import CAPFILT, capfilt, roc_curves
 from minivlp.visualize.drawing.options import Options, option_bars, ticks
 
 
@@ -56,3 +56,11 @@ def test_right_and_wrong_answers_are_told_by_their_signs():
     assert [sign for sign, x, y in said if x == names["CLIP"] and y >= 0] == ["✓", "✗"]
     with pytest.raises(ValueError):
         ticks({"a cat": [True]}, ["CLIP", "BLIP"])
+
+
+def test_the_new_model_of_capfilt_reads_what_was_kept_and_the_clean_captions():
+    said = {text.get_text() for text in capfilt().axes[0].texts}
+    assert {"captioner", "filter", "a new BLIP", "not filtered"} <= said
+    ways = {(arrow.start.split()[0], arrow.end.split()[0]) for arrow in CAPFILT.arrows}
+    assert {start for start, end in ways if end == "final"} == {"kept", "clean"}
+    assert {start for start, end in ways if end == "filter"} == {"first", "clean", "new", "web"}

@@ -57,14 +57,11 @@ tokenizer = load_tokenizer()
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## The idea
-#
-# ```text
-# web captions ∪ few clean ones ─► pre-train ─┬─► fine-tune on the clean ones: captioner ─► one new caption per image ─┐
-#                                             └─► fine-tune on the clean ones: filter                                  │
-#                                                              └─► keep what fits, old or new ◄────────────────────────┘
-# what was kept ∪ clean ones ─► pre-train a NEW model, from the same start as the first
-# ```
-#
+
+# %%
+drawing.capfilt()
+
+# %% [markdown]
 # Three choices of the paper matter:
 #
 # * **Two fine-tuned models.** Captioner and filter start from the same pre-trained model but are fine-tuned apart. A filter that

@@ -10,7 +10,7 @@ color-blind readers can tell apart; nothing is shown by color alone.
 from minivlp.visualize.drawing.captions import caption_grid
 from minivlp.visualize.drawing.experts import expert_figure, frozen_table, word_attention
 from minivlp.visualize.drawing.family import taxonomy, timeline
-from minivlp.visualize.drawing.filters import roc_curves
+from minivlp.visualize.drawing.filters import capfilt, roc_curves
 from minivlp.visualize.drawing.first_lessons import curves, cut_into_patches, differences
 from minivlp.visualize.drawing.ink import (
     BLUE,
@@ -35,7 +35,7 @@ from minivlp.visualize.drawing.sequences import number_tables, picture_rows, sta
 from minivlp.visualize.drawing.structure import structure
 
 __all__ = [
-    "attention_figure", "attention_grid", "bars_with_spread", "caption_grid", "color_of", "curves",
+    "attention_figure", "attention_grid", "bars_with_spread", "capfilt", "caption_grid", "color_of", "curves",
     "cut_into_patches", "differences", "draw_boxes", "expert_figure", "frozen_table", "heat", "number_tables",
     "option_bars", "picture_rows", "retrieval_grid", "roc_curves", "show_scenes", "similarity_matrices",
     "similarity_matrix", "stacked_bars", "structure", "style", "taxonomy", "ticks", "timeline", "token_strip",
