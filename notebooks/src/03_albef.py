@@ -610,12 +610,12 @@ ablation = by_variant("albef_ablation")
 drawing.bars_with_spread(ablation, ["counterfactual: object", "counterfactual: relation", "counterfactual: swap", "masked word: right image"])
 
 # %%
-drawing.bars_with_spread({name: runs for name, runs in ablation.items() if name != "MLM + ITM"}, ["text to image R@1", "image to text R@1"])
+drawing.bars_with_spread(ablation, ["text to image R@1", "image to text R@1"])
 
 # %% [markdown]
 # *What we see.*
 #
-# * **ITC** makes search possible. Without it the vectors of the towers are not trained (R@1 near 0, not drawn); with it R@1
+# * **ITC** makes search possible. Without it the vectors of the towers are not trained (R@1 near 0); with it R@1
 #   is .78. The counterfactual scores hardly change here, while the paper reports gains in all tasks. A possible reason, not
 #   tested: our image tower is frozen and was trained before.
 # * **Hard negatives** raise objects a little (.94 .. .95 to .96 .. .97) and R@1 by one point. Relations stay at chance.
