@@ -1,4 +1,4 @@
-"""Checks of lesson 06's exercises: precision and recall, the area under the curve, and one round of CapFilt."""
+"""Checks of lesson 06's exercises: one round of CapFilt, precision and recall, and the area under the curve."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from minivlp.training.capfilt import candidates, judged, merge
 
 
 def check_filter(student: Callable[[Tensor, Tensor, float], tuple[float, float]]) -> None:
-    """Exercise 1: `student(scores, is_clean, threshold)`, (N,), (N,) bool -> precision and recall of what is kept."""
+    """Exercise 2: `student(scores, is_clean, threshold)`, (N,), (N,) bool -> precision and recall of what is kept."""
     scores = torch.tensor([0.9, 0.8, 0.7, 0.5, 0.4, 0.3, 0.2, 0.1])
     clean = torch.tensor([True, False, True, True, True, True, True, False])
 
@@ -60,7 +60,7 @@ def check_filter(student: Callable[[Tensor, Tensor, float], tuple[float, float]]
 
 
 def check_auc(student: Callable[[Tensor, Tensor], float]) -> None:
-    """Exercise 2: `student(scores, is_clean)`, (N,), (N,) bool -> the area under the ROC curve."""
+    """Exercise 3: `student(scores, is_clean)`, (N,), (N,) bool -> the area under the ROC curve."""
 
     def ask(scores: Tensor, clean: Tensor) -> float:
         got = float(attempt(student, scores, clean))
@@ -123,7 +123,7 @@ FITS = {
 
 
 def check_round(student: Callable[..., dict[int, list[str]]]) -> None:
-    """Exercise 3: `student(web, write, score, threshold)` -> the captions that are kept, by row, as `CapFilt` has them.
+    """Exercise 1: `student(web, write, score, threshold)` -> the captions that are kept, by row, as `CapFilt` has them.
 
     `web.captions(row)` and `len(web)`; `write(row)` is the new caption of an image, `score(row, caption)` how well a
     caption fits it.

@@ -695,7 +695,8 @@ for seed in range(3):
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Caption likelihood as a second judge
-# The decoder gives every text a probability: multiply the probabilities of its tokens, or add their logarithms.
+# The decoder gives every text a probability, the [caption likelihood](../docs/glossary.md#caption-likelihood): multiply the
+# probabilities of its tokens, or add their logarithms.
 #
 # $$\log p(x \mid I) = \sum_{t \ge 1} \log p(x_t \mid x_{<t}, I)$$
 #

@@ -396,8 +396,8 @@ else:
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Change one fact: minimal pairs
-# For photographs there is no program that knows the truth, so these pairs are written by hand: a true caption, and the same with
-# one thing changed. Two benchmarks are built like this. **ARO**
+# For photographs there is no program that knows the truth, so these [minimal pairs](../docs/glossary.md#minimal-pair) are written by
+# hand: a true caption, and the same with one thing changed. Two benchmarks are built like this. **ARO**
 # ([Yuksekgonul et al. 2023](https://arxiv.org/abs/2210.01936)) exchanges two things of a relation (*a cup on a saucer, a saucer on
 # a cup*) or the attributes of two things (*a red saucer on a wooden table, a wooden saucer on a red table*). All words stay the
 # same, so a model that only knows which words fit cannot tell them apart. The other pairs below exchange a word, as in lesson
