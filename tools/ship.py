@@ -71,16 +71,16 @@ BUNDLED = {
         ),
     ),
     "vilt_nano": Bundled(
-        "ViLT as lesson 02 trains it, on more scenes and for twice as many steps: matching is learned late.",
-        Variant("vilt", recipe={"scenes": SCENES, "steps": 1100}),
+        "ViLT as lesson 02 trains it, from `joint_nano`, on more scenes and for more steps.",
+        Variant("vilt", recipe={"scenes": SCENES, "steps": 600}),
     ),
     "blip_nano": Bundled(
         "BLIP as lesson 05 trains it, on more scenes and for more steps; without momentum model and queue.",
         Variant("blip", recipe={"scenes": SCENES, "steps": 1500}),
     ),
     "vlmo_nano": Bundled(
-        "VLMo as lesson 04 trains it, on more scenes and for more steps: matching is learned late, as in ViLT.",
-        Variant("vlmo", recipe={"scenes": SCENES, "steps": 750}),
+        "VLMo as lesson 04 trains it, from `joint_nano`, on more scenes and for more steps.",
+        Variant("vlmo", recipe={"scenes": SCENES, "steps": 450}),
     ),
     "albef_nano": Bundled(
         "ALBEF as lesson 03 trains it, on more scenes and for more steps; without momentum model and queue.",
@@ -111,7 +111,7 @@ IMAGE_CARD = """# image_nano
 
 An image tower that was trained on labels alone: which object each patch shows and in which color, and which objects are
 in the image. It takes the place of a ViT trained on ImageNet where no part of a model may have read a clean caption
-(lesson 05, CapFilt). {millions:.1f} M parameters with its heads, trained from scratch on {scenes:,} of our own drawn
+(lesson 06, CapFilt). {millions:.1f} M parameters with its heads, trained from scratch on {scenes:,} of our own drawn
 scenes (split `train`) and nothing else: no photo, no sentence, no phrase, no official weights.
 
 Made by `python tools/ship.py image_nano`: {steps:,} steps of {batch} images, {minutes:.0f} minutes on one CPU core of a

@@ -3,7 +3,7 @@
 from tables.measures import fusion
 from tables.variants import Table, Variant
 
-SCRATCH = {"steps": 300, "init_from": None, "frozen": ()}
+SCRATCH = {"steps": 300, "init_from": None, "frozen": (), "mask_relations_alone": 0.0}
 
 TABLES = {
     "from_scratch": Table(

@@ -32,11 +32,13 @@ class PiecesVariant(Variant):
         return model
 
 
+FROM_TOWERS = {"init_from": "towers_nano", "mask_relations_alone": 0.0}
+
 TABLES = {
     "vilt_seeds": Table("ViLT nano as lesson 02 trains it, three seeds", {"ViLT nano": Variant("vilt")}, fusion),
     "vilt_ablation": Table(
-        "ViLT without word-patch alignment (with it: vilt_seeds)",
-        {"ITM + MLM": Variant("vilt", {"losses": ("itm", "mlm")})},
+        "ViLT without word-patch alignment, from the towers (with it: vilt_relations, usual masking)",
+        {"ITM + MLM": Variant("vilt", {"losses": ("itm", "mlm")}, FROM_TOWERS)},
         fusion,
     ),
     "vilt_relations": Table(
@@ -45,6 +47,7 @@ TABLES = {
             f"{start}, {masking}": Variant("vilt", recipe=its_start | its_masking)
             for start, its_start in {"towers": {"init_from": "towers_nano"}, "grounded": {}}.items()
             for masking, its_masking in {"usual masking": {"mask_relations_alone": 0.0}, "relations alone": {}}.items()
+            if (start, masking) != ("grounded", "relations alone")  # that is vilt_seeds
         }
         | {"towers, relations alone, 3 x steps": Variant("vilt", recipe={"init_from": "towers_nano", "steps": 1350})},
         fusion,
@@ -52,7 +55,7 @@ TABLES = {
     "vilt_words": Table(
         "whole-word masking or single pieces, where names of objects have several (MLM alone, 200 steps)",
         {
-            name: PiecesVariant("vilt", {"losses": ("mlm",), "masking": masking}, {"steps": 200})
+            name: PiecesVariant("vilt", {"losses": ("mlm",), "masking": masking}, FROM_TOWERS | {"steps": 200})
             for name, masking in (("whole words", WordMasking()), ("single pieces", TokenMasking()))
         },
         masked,

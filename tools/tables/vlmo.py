@@ -75,7 +75,10 @@ def masked_parts(stage: ImageStage | TextStage, test: Scenes, tokenizer: Any) ->
 
 
 EARLY = {"losses": ("itc", "mlm")}  # matching does not begin to be learned in so few steps from scratch
-STAGE = {"steps": 250, "init_from": None, "negative_captions": False}
+# Without the grounded start and what comes with it.
+PLAIN = {"config": {}, "mask_relations_alone": 0.0}
+FROM_TOWERS = PLAIN | {"init_from": "towers_nano"}
+STAGE = PLAIN | {"steps": 250, "init_from": None, "negative_captions": False}
 BRIEF = STAGE | {"steps": 120}
 ORDERS = {
     "pairs alone": ("pairs",),
@@ -95,8 +98,11 @@ TRANSFERS = {
 TABLES = {
     "vlmo_seeds": Table("VLMo nano as lesson 04 trains it, three seeds", {"VLMo nano": Variant("vlmo")}, fusion),
     "vlmo_ablation": Table(
-        "VLMo with one feed-forward layer for all modalities, at equal compute (with experts: vlmo_seeds)",
-        {"shared feed-forward": Variant("vlmo", {"shared_expert": True})},
+        "VLMo with experts or with one feed-forward layer for all modalities, at equal compute, from the towers",
+        {
+            "experts": Variant("vlmo", recipe=FROM_TOWERS),
+            "shared feed-forward": Variant("vlmo", {"shared_expert": True}, FROM_TOWERS),
+        },
         fusion,
     ),
     "vlmo_stages": Table(
