@@ -517,7 +517,8 @@ exercise.check_zero_shot(my_zero_shot)
 # ## Which patches does it use?
 # The picture's vector is computed from the class token. From which patches does the class token take its values? One map
 # is the attention of the last layer. [**Rollout**](../docs/glossary.md#attention-rollout)
-# ([Abnar and Zuidema 2020](https://arxiv.org/abs/2005.00928)) multiplies the attention of all layers. Bright patches have the largest weight; dashed boxes are the objects that the caption names.
+# ([Abnar and Zuidema 2020](https://arxiv.org/abs/2005.00928)) multiplies the attention of all layers. Bright patches have the
+# largest weight; dashed boxes are the objects that the caption names.
 # The model is the bundled one.
 
 # %%
