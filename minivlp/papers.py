@@ -94,6 +94,8 @@ ROWS = (
         "blip", "BLIP (Li et al. 2022)", "BLIP", "transformers, authors' .pth", "05", on_folder="blip_on_folder"
     ),
     of_minivlp("xvlm", "X-VLM (Zeng et al. 2022)", "XVLM", "authors' .pth", "07"),
+    of_minivlp("coca", "CoCa (Yu et al. 2022)", "CoCa", "open_clip", ""),
+    of_minivlp("git", "GIT (Wang et al. 2022)", "GIT", "transformers, authors' .pt", ""),
 )
 PAPERS: dict[str, Paper] = {row.name: row for row in ROWS}
 

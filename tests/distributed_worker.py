@@ -24,6 +24,8 @@ from minivlp.errors import UserError
 from minivlp.models.albef import ALBEF
 from minivlp.models.blip import BLIP
 from minivlp.models.clip import CLIP
+from minivlp.models.coca import CoCa
+from minivlp.models.git import GIT
 from minivlp.models.vilt import ViLT
 from minivlp.models.vlmo import VLMo
 from minivlp.models.xvlm import XVLM
@@ -80,6 +82,8 @@ CASES = {
     "albef itm first": Case(ALBEF, {"losses": ("itm", "itc")}),
     "blip": Case(BLIP, {"momentum": MOMENTUM}, rows=5),
     "blip plain": Case(BLIP, {"momentum": None}, negatives=True),
+    "coca": Case(CoCa, rows=5),
+    "git": Case(GIT, rows=5),
     "vilt": Case(ViLT, {"losses": ("itm", "mlm", "wpa", "mpp")}, negatives=True),
     "vilt itm": Case(ViLT, {"losses": ("itm",)}, rows=5),
     "vlmo": Case(VLMo, negatives=True),

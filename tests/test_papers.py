@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from minivlp.training.checkpoint import load_model
 from minivlp.training.recipes import Recipe
 from minivlp.zoo import zoo
 
+NOTEBOOKS = Path(__file__).parents[1] / "notebooks" / "src"
 TOY = PAPERS.pop("toy")  # only the tests that ask for it see it
 
 
@@ -89,7 +91,8 @@ def test_everything_that_a_row_names_is_there(name):
     kind = row.model_class()
     assert row.name == name and issubclass(kind, nn.Module) and row.related_classes()[0] is kind
     assert [isinstance(row.recipe(profile), Recipe) for profile in PROFILES] == [True] * 3
-    assert row.release_list() and row.weights and row.lesson
+    assert row.release_list() and row.weights
+    assert not row.lesson or list(NOTEBOOKS.glob(f"{row.lesson}_*.py")), "a paper may be without a lesson"
     assert all(getattr(kind.Config, preset)() for preset in ("nano", "small", "paper"))
 
 

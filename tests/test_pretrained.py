@@ -13,18 +13,21 @@ from PIL import Image
 from released import four_heads, golden_masked, golden_text, golden_vlmo_config, release_for
 from safetensors.torch import load_file, save_file
 
-from minivlp.data.batch import Text
+from minivlp.data.batch import Batch, Text
 from minivlp.data.text import load_tokenizer, tokenize
 from minivlp.layers.generation import DecodingConfig
+from minivlp.layers.poolers import ParallelPooling
 from minivlp.models.albef import ALBEF, ALBEFConfig
 from minivlp.models.blip import BLIPConfig
 from minivlp.models.clip import CLIP, CLIPConfig
+from minivlp.models.coca import CoCa
+from minivlp.models.git import GITConfig
 from minivlp.models.vilt import ViLTConfig
 from minivlp.models.vlmo import VLMo, VLMoConfig
 from minivlp.models.xvlm import XVLM, XVLMConfig
 from minivlp.objectives.masking import IGNORE
 from minivlp.papers import PAPERS
-from minivlp.pretrained import albef, blip, load, save_pretrained, vilt, vlmo, xvlm
+from minivlp.pretrained import albef, blip, git, load, save_pretrained, vilt, vlmo, xvlm
 from minivlp.training.checkpoint import CheckpointError
 
 transformers = pytest.importorskip("transformers")
@@ -245,6 +248,7 @@ def test_without_settings_pictures_are_prepared_as_the_paper_does(clip_folder):
 
 
 FAMILIES = {"clip": None, "vilt": "vilt_official", "albef": "albef_pretrain", "vlmo": "vlmo_pretrain"}
+FAMILIES |= {"git": "git_official"}
 FAMILIES |= {"blip": "blip_pretrain", "xvlm": "xvlm_swin", "xvlm, ViT": "xvlm_deit", "xvlm, CLIP": "xvlm_clipvit"}
 
 
@@ -632,6 +636,88 @@ def test_the_authors_blip(golden, tmp_path):
     assert same(model.caption_logprob(images, text), g.outputs["caption_logprob"], g.tolerance)
 
 
+# --------------------------------------------------------------------------------------------------------------- GIT
+
+
+def git_reference(**settings) -> torch.nn.Module:
+    """transformers' GIT of tiny sizes, jittered, with large logits, or all captions would be equal."""
+    config = transformers.GitConfig(
+        vision_config=dict(
+            hidden_size=32, intermediate_size=56, num_hidden_layers=2, num_attention_heads=4, image_size=32,
+            patch_size=8, hidden_act="gelu",
+        ),
+        vocab_size=1202, hidden_size=24, intermediate_size=40, num_hidden_layers=3, num_attention_heads=4,
+        max_position_embeddings=20, bos_token_id=1, eos_token_id=2, pad_token_id=0, **settings,
+    )  # fmt: skip
+    reference = jittered(transformers.GitForCausalLM(config))
+    for module in reference.git.image_encoder.modules():
+        if hasattr(module, "config"):
+            module.config._attn_implementation = "sdpa"  # the eager one rounds attention weights to float32
+    with torch.no_grad():
+        reference.output.weight.mul_(6)
+        reference.output.bias[2] += 6
+    return reference
+
+
+def git_logits(model, images: torch.Tensor, text: Text) -> torch.Tensor:
+    """(B, L, V) logits of the token after each."""
+    return next_token_logits(model, model.encode_image(images), text)
+
+
+@pytest.mark.parametrize("settings", [{}, {"tie_word_embeddings": True}, {"num_image_with_embedding": 3}])
+def test_git_captions_as_transformers_does(tmp_path, settings):
+    reference = git_reference(**settings)
+    reference.save_pretrained(tmp_path)
+    loaded = load("git", tmp_path)
+    assert loaded.missing == () and loaded.model.config.tie_words == bool(settings.get("tie_word_embeddings"))
+    frames = settings.get("num_image_with_embedding", 0)
+    shape = (6, frames, 3, 32, 32) if frames else (6, 3, 32, 32)
+    images, text = 2 * torch.randn(shape), some_texts(6, 12)
+    text.ids[:, 0] = 1
+    theirs = reference(pixel_values=images, **theirs_of(text)).logits[:, -12:]
+    assert same(git_logits(loaded.model, images, text)[text.mask], theirs[text.mask])
+    captions = []
+    for options in ({}, {"beams": 4, "length_penalty": 0.6}):
+        generated = loaded.model.generate(images, decoding=DecodingConfig(max_length=14, **options))
+        own = {"num_beams" if name == "beams" else name: value for name, value in options.items()}
+        ids = torch.ones(6, 1, dtype=torch.long)
+        expected = reference.generate(pixel_values=images, input_ids=ids, max_length=14, **own)
+        assert up_to_end(generated) == up_to_end(expected[:, 1:])
+        captions += up_to_end(generated)
+    assert len({tuple(row) for row in captions}) > 2 and len({len(row) for row in captions}) > 1
+
+
+def test_every_name_of_git_counts(tmp_path):
+    git_reference().save_pretrained(tmp_path)
+    images, text = torch.randn(4, 3, 32, 32), some_texts(4, 12)
+    every_name_counts("git", tmp_path, lambda loaded: git_logits(loaded.model, images, text)[text.mask])
+
+
+def test_settings_of_git_that_we_cannot_express(tmp_path):
+    git_reference().save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    for key, value, says in [
+        ("eos_token_id", [2, 3], "'eos_token_id' is .*one token id"),
+        ("position_embedding_type", "relative_key", "'position_embedding_type' is \"relative_key\""),
+        ("surprise", 1, "we do not know the setting 'surprise'"),
+    ]:
+        (tmp_path / "config.json").write_text(json.dumps({**settings, key: value}))
+        with pytest.raises(CheckpointError, match=says):
+            load("git", tmp_path)
+
+
+def test_the_authors_git(golden, tmp_path):
+    g = golden("git_official")
+    torch.save({"model": {f"module.{name}": tensor for name, tensor in g.state.items()}}, tmp_path / "model.pt")
+    loaded = load("git", tmp_path / "model.pt", config=four_heads(git.authors_config(g.state, {})))
+    images, text = g.inputs["pixel_values"], golden_text(g.inputs)
+    assert loaded.missing == ()
+    assert same(loaded.model.encode_image(images), g.outputs["vision_tokens"], g.tolerance)
+    video = loaded.model.encode_image(g.inputs["frames"].transpose(0, 1))
+    assert same(video, g.outputs["video_tokens"], g.tolerance)
+    assert same(git_logits(loaded.model, images, text) * text.mask[..., None], g.outputs["logits"], g.tolerance)
+
+
 # --------------------------------------------------------------------------------------------- ALBEF, X-VLM and VLMo
 
 
@@ -888,6 +974,16 @@ def test_sizes_of_the_released_checkpoints_are_the_papers():
         }
     )
     assert blip.authors_config(state, {}) == replace(BLIPConfig.paper(), momentum=None)
+    shapes = {
+        "image_encoder.conv1.weight": (768, 3, 16, 16),
+        "image_encoder.positional_embedding": (197, 768),
+        **{f"image_encoder.transformer.resblocks.{n}.mlp.c_fc.weight": (3072, 768) for n in range(12)},
+        "textual.embedding.words.weight": (30522, 768),
+        "textual.embedding.positions.weight": (1024, 768),
+        **{f"textual.transformer.encoder.layer.{n}.intermediate.dense.weight": (3072, 768) for n in range(6)},
+    }
+    assert git.authors_config(of_shapes(shapes), {}) == GITConfig.paper()
+
     state = of_shapes(
         {
             **vit_shapes("transformer.", 32, 145),
@@ -907,7 +1003,7 @@ def test_sizes_of_the_released_checkpoints_are_the_papers():
     assert vlmo.config(of_shapes(shapes), {}) == VLMoConfig.paper()
 
 
-@pytest.mark.parametrize(("family", "kind"), [("clip", "CLIP"), ("vilt", "Vilt"), ("blip", "Blip")])
+@pytest.mark.parametrize(("family", "kind"), [("clip", "CLIP"), ("vilt", "Vilt"), ("blip", "Blip"), ("git", "Git")])
 def test_sizes_of_transformers_defaults_are_the_papers(family, kind):
     """transformers' defaults are the base models; what differs is named here."""
     settings = getattr(transformers, f"{kind}Config")().to_dict()
@@ -922,7 +1018,160 @@ def test_sizes_of_transformers_defaults_are_the_papers(family, kind):
         block = replace(paper.image.block, norm_eps=1e-5)
         paper = replace(paper, image=replace(paper.image, image_size=384, block=block), momentum=None)
         paper = replace(paper, text=replace(paper.text, block=replace(paper.text.block, heads=8)))
+    if family == "git":  # an output layer of its own, and one epsilon for all of the decoder
+        paper = replace(paper, tie_words=False, embed_eps=1e-12)
     assert ours == paper
+
+
+# -------------------------------------------------------------------------------------------------------------- CoCa
+
+
+def coca_folder(folder, pooled: bool | str, width: int = 24, **text) -> torch.nn.Module:
+    """open_clip's CoCa of tiny sizes, jittered, in the folder that open_clip would write; the model itself."""
+    open_clip = pytest.importorskip("open_clip")
+    settings = {
+        "embed_dim": 24,
+        "vision_cfg": {
+            "image_size": 32, "layers": 2, "width": width, "patch_size": 8, "head_width": 8,
+            "attentional_pool": pooled, "attn_pooler_heads": 4, "attn_pooler_queries": 5, "output_tokens": True,
+        },
+        "text_cfg": {
+            "context_length": 12, "vocab_size": 60, "width": 24, "heads": 2, "layers": 2, "embed_cls": True,
+            "output_tokens": True, **text,
+        },
+        "multimodal_cfg": {"context_length": 12, "vocab_size": 60, "width": 24, "heads": 2, "layers": 3},
+    }  # fmt: skip
+    reference = open_clip.CoCa(**settings)
+    torch.nn.init.normal_(reference.text_decoder.text_projection, std=0.2)  # open_clip leaves it as the memory was
+    reference = jittered(reference)
+    settings["custom_text"] = True
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": settings}))
+    state = {name: tensor.contiguous() for name, tensor in reference.state_dict().items()}
+    save_file(state, folder / "open_clip_model.safetensors")
+    return reference
+
+
+def coca_texts(rows: int = 4, length: int = 12) -> Text:
+    """As open_clip's tokenizer makes them: start 58, end 59, filled up with zeros to the whole length."""
+    lengths = torch.tensor([length, 5, 9, 7])[:rows, None]
+    places = torch.arange(length)
+    ids = torch.randint(3, 58, (rows, length)).masked_fill(places == lengths - 1, 59) * (places < lengths)
+    ids[:, 0] = 58
+    return Text(ids, places < lengths)
+
+
+@pytest.mark.parametrize("pooled, width", [(True, 32), (True, 24), ("cascade", 24), ("parallel", 24)])
+def test_coca_of_open_clip(tmp_path, pooled, width):
+    """Vectors, logits of next tokens and both losses; texts without the padding that open_clip adds give the same."""
+    reference = coca_folder(tmp_path, pooled, width)
+    images, text = torch.randn(4, 3, 32, 32), coca_texts()
+    loaded = load("coca", tmp_path)
+    model = loaded.model
+    assert isinstance(model, CoCa) and loaded.missing == () and model.config.legacy_mask
+    with torch.no_grad():
+        theirs = reference(images, text.ids)
+        decoded = model.decode(text, model.image_context(images))
+        predicted = text.mask[:, 1:]
+        assert same(model.embed_images(images), theirs["image_features"].reshape(4, -1))
+        for given in (text, text[1:].trimmed()):
+            assert same(model.embed_texts(given), theirs["text_features"][-len(given) :])
+        assert same(model.caption_head(decoded[:, :-1])[predicted], theirs["logits"][predicted])
+        assert same(model.itc_head.scale(), theirs["logit_scale"])
+        losses = model.losses(Batch(images, text, torch.arange(4)))
+        own = reference_loss(theirs, text)
+        assert abs(losses["itc"] - own[0]) < 1e-10 and abs(losses["lm"] - own[1]) < 1e-10
+
+
+def reference_loss(outputs: dict, text: Text) -> tuple[torch.Tensor, torch.Tensor]:
+    """open_clip's own loss of its outputs."""
+    from open_clip.loss import CoCaLoss
+
+    outputs = {name: value.reshape(4, -1) if "features" in name else value for name, value in outputs.items()}
+    return CoCaLoss(caption_loss_weight=2.0, clip_loss_weight=1.0)(**outputs)
+
+
+def test_every_name_of_coca_counts(tmp_path):
+    coca_folder(tmp_path, "cascade")
+    images, text = torch.randn(4, 3, 32, 32), coca_texts()
+    config = load("coca", tmp_path).model.config
+    (tmp_path / "open_clip_model.safetensors").rename(tmp_path / "model.safetensors")
+
+    def output(loaded):
+        return torch.cat([loaded.model.similarity(images, text), loaded.model.caption_logprob(images, text)[None]])
+
+    every_name_counts("coca", tmp_path, output, config=config)
+
+
+@pytest.fixture
+def open_clip_writes(monkeypatch):
+    """Lets open_clip's `generate` run: it switches itself off where transformers has no BeamSearchScorer (from 5.0 on).
+    Its greedy loop needs only classes that are still there."""
+    module = pytest.importorskip("open_clip.coca_model")
+    wanted = "LogitsProcessorList MinLengthLogitsProcessor RepetitionPenaltyLogitsProcessor MaxLengthCriteria"
+    for name in (*wanted.split(), "StoppingCriteriaList", "TopKLogitsWarper"):
+        monkeypatch.setattr(module, name, getattr(transformers, name), raising=False)
+    monkeypatch.setattr(module, "_has_transformers", True)
+    monkeypatch.setitem(module.GENERATION_TYPES, "top_k", transformers.TopKLogitsWarper)
+
+
+@pytest.mark.parametrize("pooled", [True, "cascade"])
+def test_coca_writes_what_open_clip_writes(tmp_path, open_clip_writes, pooled):
+    """Token by token, with the start and the end of CLIP's vocabulary, and both shortest lengths."""
+    reference = coca_folder(tmp_path, pooled)
+    with torch.no_grad():  # larger logits that depend on image and place; the end is likely, padding is not
+        for block in reference.text_decoder.cross_attn:
+            block.attn.out_proj.weight.mul_(12)
+        reference.visual.attn_pool.attn.in_proj_weight[:24].mul_(6)
+        reference.text_decoder.text_projection.mul_(6)
+        reference.text.positional_embedding.mul_(10)
+        reference.text_decoder.text_projection[:, 59] = reference.text_decoder.text_projection[:, 10:30].sum(1) / 2
+        reference.text_decoder.text_projection[:, 0] = 0
+    save_file({n: t.contiguous() for n, t in reference.state_dict().items()}, tmp_path / "open_clip_model.safetensors")
+    model, images, seen = load("coca", tmp_path).model, 2 * torch.randn(24, 3, 32, 32), set()
+    for shortest in (1, 5):
+        theirs = reference.generate(
+            images, seq_len=11, max_seq_len=12, generation_type="top_k", top_k=1, min_seq_len=shortest,
+            sot_token_id=58, eos_token_id=59,
+        )[:, 1:]  # fmt: skip
+        ours = model.generate(images, decoding=DecodingConfig(max_length=11, min_length=shortest))
+        for own, other in zip(ours.tolist(), theirs.tolist(), strict=True):
+            end = other.index(59)  # open_clip ends a text of full length with it, whatever came next
+            assert own[:end] == other[:end] and (own[end] == 59 or end == 9)
+            seen.add(tuple(other[: end + 1]))
+    assert len(seen) > 4 and len({len(text) for text in seen}) > 2  # captions of several lengths were compared
+
+
+def test_settings_of_open_clips_coca_that_we_cannot_express(tmp_path):
+    coca_folder(tmp_path, True)
+    file = tmp_path / "open_clip_config.json"
+    settings = json.loads(file.read_text())
+    for part, key, value, says in [
+        ("vision_cfg", "attentional_pool", None, "'attentional_pool' is missing; our model can express"),
+        ("vision_cfg", "attentional_pool", "avg", "'attentional_pool' is \"avg\""),
+        ("text_cfg", "embed_cls", False, "'embed_cls' is false"),
+        ("text_cfg", "hf_tokenizer_name", "gpt2", "'hf_tokenizer_name' is \"gpt2\""),
+        ("multimodal_cfg", "heads", 4, "its layers are .*heads=4.* ours are of one kind"),
+        ("multimodal_cfg", "context_length", 10, "at least that of 'text_cfg'"),
+        ("multimodal_cfg", "surprise", 1, "we do not know the setting 'surprise'"),
+    ]:
+        changed = {**settings["model_cfg"], part: {**settings["model_cfg"][part], key: value}}
+        file.write_text(json.dumps({"model_cfg": changed}))
+        with pytest.raises(CheckpointError, match=says):
+            load("coca", tmp_path)
+    changed = {**settings["model_cfg"], "text_cfg": {**settings["model_cfg"]["text_cfg"], "correct_cls_mask": True}}
+    file.write_text(json.dumps({"model_cfg": changed}))
+    assert not load("coca", tmp_path).model.config.legacy_mask
+
+
+def test_a_coca_that_was_saved_loads_as_it_was(tmp_path):
+    coca_folder(tmp_path, "parallel")
+    loaded = load("coca", tmp_path)
+    save_pretrained(loaded.model, tmp_path / "ours")
+    again = load("coca", tmp_path / "ours").model
+    images, text = torch.randn(4, 3, 32, 32), coca_texts()
+    assert again.config == loaded.model.config
+    assert same(again.similarity(images, text), loaded.model.similarity(images, text), 1e-6)  # files are float32
+    assert again.config.pooling == ParallelPooling(5, 4)
 
 
 # ------------------------------------------------------------------------------------------------- the table of parity
@@ -930,6 +1179,12 @@ def test_sizes_of_transformers_defaults_are_the_papers(family, kind):
 PARITY = {  # test -> family, what was compared, with what
     "test_clip_of_transformers": ("CLIP", "image and text vectors, similarity", "transformers 5.24 `CLIPModel`"),
     "test_clip_of_open_clip": ("CLIP", "image and text vectors, scale", "open_clip 3.3 `CLIP`"),
+    "test_coca_of_open_clip": (
+        "CoCa", "image and text vectors, logits of next tokens, both losses (three poolings)", "open_clip 3.3 `CoCa`",
+    ),
+    "test_coca_writes_what_open_clip_writes": (
+        "CoCa", "captions token by token, greedily", "open_clip 3.3 `CoCa.generate`",
+    ),
     "test_vilt_predicts_masked_tokens_as_transformers_does": (
         "ViLT", "logits of masked tokens, images of three shapes", "transformers 5.24 `ViltForMaskedLM`",
     ),
@@ -953,6 +1208,13 @@ PARITY = {  # test -> family, what was compared, with what
     ),
     "test_the_authors_blip": (
         "BLIP", "image and fused tokens, vectors, log-probability of captions", "the authors' code, {blip_pretrain}",
+    ),
+    "test_git_captions_as_transformers_does": (
+        "GIT", "logits of next tokens, of images and of videos; captions token by token, greedily and with 4 beams",
+        "transformers 5.24 `GitForCausalLM`",
+    ),
+    "test_the_authors_git": (
+        "GIT", "image and video tokens, logits of next tokens", "the authors' code, {git_official}",
     ),
     "test_the_authors_albef": (
         "ALBEF", "tokens, vectors, probability of a match, logits of masked tokens",
@@ -982,9 +1244,8 @@ def test_the_table_in_the_docs_is_what_is_tested(golden):
         within = "1e-9" if "authors" in reference else "1e-10"
         expected.append(f"| {family} | {compared} | {reference} | {within} | `{test}` |")
     assert written == expected, "\n".join(expected)
-    assert all(
-        golden(test).tolerance == 1e-9 for test in ("albef_pretrain", "blip_pretrain", "vlmo_pretrain", "xvlm_swin")
-    )
+    authors = ("albef_pretrain", "blip_pretrain", "git_official", "vlmo_pretrain", "xvlm_swin")
+    assert all(golden(name).tolerance == 1e-9 for name in authors)
 
 
 # ---------------------------------------------------------------------------------------------- what cannot be read

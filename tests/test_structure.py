@@ -98,6 +98,8 @@ def said(title):
         ("VLMo", {"ITC", "ITM", "MLM"}, ("vision-language FFN", "frozen", "hard negatives")),
         ("BLIP", {"ITC", "ITM", "LM"}, ("causal", "[DEC]", "[ENC]", "momentum", "hard negatives")),
         ("X-VLM", {"ITC", "ITM", "MLM", "L1 + GIoU"}, ("box head", "full image", "hard negatives")),
+        ("GIT", {"LM"}, ("projection", "in front of the text", "image tokens attend to the image")),
+        ("CoCa", {"ITC", "LM"}, ("attentional pooler", "unimodal half", "multimodal half", "[CLS] last")),
     ],
 )
 def test_losses_and_what_is_special(title, losses, also):

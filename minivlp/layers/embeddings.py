@@ -22,7 +22,8 @@ class ImageConfig:
     image_size: pixels of a side, or (height, width). Other multiples of patch_size are accepted as input; positions are
     interpolated. two_step_patches and sincos_positions are ours (see `TwoStepPatchEmbed`, `sincos_positions`); the
     defaults are the published choices. relative_positions: the attention knows them (`layers.relative`), the embedding
-    adds none. ln_pre: CLIP's extra LayerNorm between embedding and blocks. patch_bias: CLIP has none.
+    adds none. ln_pre: CLIP's extra LayerNorm between embedding and blocks. patch_bias: CLIP has none. class_token:
+    whether one stands in front of the patches; CoCa has none, and what is said of 1+P tokens is then true of P.
     """
 
     image_size: int | tuple[int, int]
@@ -34,6 +35,7 @@ class ImageConfig:
     relative_positions: bool = False
     ln_pre: bool = False
     patch_bias: bool = True
+    class_token: bool = True
 
     @classmethod
     def nano(cls, layers: int = 3, ln_pre: bool = False) -> ImageConfig:
@@ -166,11 +168,13 @@ class ImageEmbedding(nn.Module):
             if config.two_step_patches
             else PatchEmbed(patch, width, bias=config.patch_bias)
         )
-        self.class_token = nn.Parameter(torch.randn(width) * width**-0.5)
+        if config.class_token:
+            self.class_token = nn.Parameter(torch.randn(width) * width**-0.5)
         if config.sincos_positions:
             self.register_buffer("positions", sincos_positions(rows, columns, width), persistent=False)
         elif not config.relative_positions:
-            self.class_position = nn.Parameter(torch.randn(width) * width**-0.5)
+            if config.class_token:
+                self.class_position = nn.Parameter(torch.randn(width) * width**-0.5)
             self.positions = nn.Parameter(torch.randn(rows * columns, width) * width**-0.5)
         self.ln_pre = nn.LayerNorm(width, eps=config.block.norm_eps) if config.ln_pre else nn.Identity()
 
@@ -191,7 +195,9 @@ class ImageEmbedding(nn.Module):
         return self.patches(self.normalize(images))
 
     def with_class_token(self, x: Tensor) -> Tensor:
-        """Patches with their positions (B, P, D) -> (B, 1+P, D)."""
+        """Patches with their positions (B, P, D) -> (B, 1+P, D), or (B, P, D) where there is no class token."""
+        if not self.config.class_token:
+            return self.ln_pre(x)
         learned = hasattr(self, "class_position")
         first = self.class_token + self.class_position if learned else self.class_token
         return self.ln_pre(torch.cat([first.to(x.dtype).expand(len(x), 1, -1), x], dim=1))

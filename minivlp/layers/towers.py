@@ -5,11 +5,10 @@ Axes: B batch, P patches, L text tokens, M tokens that are read, D width.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from minivlp.data.batch import Text
-from minivlp.layers.attention import KeysValues, KVCache, Rows, attention_mask
+from minivlp.layers.attention import KeysValues, KVCache, Rows, attention_mask, causal_mask
 from minivlp.layers.embeddings import ImageConfig, ImageEmbedding, TextConfig, TextEmbedding
 from minivlp.layers.transformer import Block, Transformer
 
@@ -51,9 +50,8 @@ class TextEncoder(Transformer):
         `cache`, for a causal text that is generated token by token: one per block; `text` is then the new tokens alone.
         """
         read = len(cache[0]) if cache else 0
-        if self.config.causal:  # padding stands at the end: no real token attends to it
-            real = torch.ones(1, read + text.length, dtype=torch.bool, device=text.ids.device)
-            mask = attention_mask(real, causal=True)[:, :, read:]  # (1, 1, L, read + L)
+        if self.config.causal:
+            mask = causal_mask(text.length, read, text.ids.device)  # (1, 1, L, read + L)
         else:
             mask = attention_mask(text.mask)
         return super().forward(self.embed(text.ids, read), mask, context, context_mask, cache, rows)

@@ -157,6 +157,10 @@ class Block(nn.Module):
             return read + self.attention_scale(self.self_attention(self.self_norm(x), None, mask, cache, rows))
         return self.self_norm(read + self.attention_scale(self.self_attention(x, None, mask, cache, rows)))
 
+    def keys_values(self, context: Tensor) -> KeysValues:
+        """Keys and values of context tokens (B, K, D_context) for the cross-attention."""
+        return self.cross_attention.keys_values(context)
+
     def cross_attend(self, x: Tensor, context: Tensor | KeysValues, mask: Tensor | None) -> Tensor:
         """The cross-attention with its residual."""
         if self.norm_first:
@@ -168,6 +172,24 @@ class Block(nn.Module):
         if self.norm_first:
             return x + self.feed_scale(self.feed_forward(self.feed_norm(x)))
         return self.feed_norm(x + self.feed_scale(self.feed_forward(x)))
+
+
+class TwoFeedsBlock(Block):
+    """A block with a feed-forward layer behind each of its attentions, and a LayerNorm on the context (open_clip)."""
+
+    def __init__(self, config: BlockConfig, context_width: int) -> None:
+        super().__init__(config, context_width)
+        self.context_norm = nn.LayerNorm(context_width, eps=config.norm_eps)
+        self.inner_feed = FeedForward(config.width, config.hidden, config.activation)
+        self.inner_norm = nn.LayerNorm(config.width, eps=config.norm_eps)
+
+    def keys_values(self, context: Tensor) -> KeysValues:
+        return self.cross_attention.keys_values(self.context_norm(context))
+
+    def cross_attend(self, x: Tensor, context: Tensor | KeysValues, mask: Tensor | None) -> Tensor:
+        """The self-attention's feed-forward layer, then the cross-attention; each with its residual."""
+        x = x + self.inner_feed(self.inner_norm(x))
+        return super().cross_attend(x, context if isinstance(context, tuple) else self.keys_values(context), mask)
 
 
 class Transformer(nn.Module):
@@ -231,7 +253,7 @@ class Transformer(nn.Module):
 
     def keys_values(self, context: Tensor) -> list[KeysValues]:
         """Each block's cross-attention keys and values of context tokens (B, K, D_context), for many texts to share."""
-        return [block.cross_attention.keys_values(context) for block in self.blocks]
+        return [block.keys_values(context) for block in self.blocks]
 
 
 def fusion_layers(layers: int, config: BlockConfig, context_width: int) -> Transformer:

@@ -207,7 +207,8 @@ def with_ids_of(tokenizer: Any, config: Any) -> Any:
         absent += [] if mask is not None or drops else ["[MASK]"]
     if hasattr(config, "tokens"):
         changes["tokens"] = theirs
-        absent += [f"[{role.upper()}]" for role in ("pad", "sep", "dec", "enc") if getattr(theirs, role) is None]
+        needed = getattr(config, "needed_tokens", ("pad", "sep", "dec", "enc"))
+        absent += [f"[{role.upper()}]" for role in needed if getattr(theirs, role) is None]
     if absent:
         name = type(config).__name__.removesuffix("Config")
         raise ValueError(f"{name} needs a tokenizer like BERT's: this one has no {', '.join(absent)}")
@@ -326,4 +327,14 @@ XVLM = {
     "quick": quick(batch_size=48, steps=40, **LOCALIZATION),
     "laptop": laptop(batch_size=48, steps=500, **LOCALIZATION),
     "gpu": gpu(batch_size=192, **{**LOCALIZATION, "regions_per_image": 4}),
+}
+COCA = {
+    "quick": quick(batch_size=48, steps=20, **{**FROZEN_TOWER, "negative_captions": False}),
+    "laptop": laptop(batch_size=48, steps=900, lr=4e-3, **{**FROZEN_TOWER, "negative_captions": False}),
+    "gpu": gpu(batch_size=256),
+}
+GIT = {
+    "quick": quick(batch_size=48, steps=20, **{**FROZEN_TOWER, "negative_captions": False}),
+    "laptop": laptop(batch_size=48, steps=900, lr=4e-3, **{**FROZEN_TOWER, "negative_captions": False}),
+    "gpu": gpu(batch_size=192),
 }

@@ -271,4 +271,72 @@ X_VLM = Design(
     ),
 )
 
-DESIGNS = {design.title: design for design in (CLIP, VILT, ALBEF, VLMO, BLIP, X_VLM)}
+COCA = Design(
+    "CoCa",
+    "One pass for two losses: the lower half of the text decoder sees no image, the upper half does, and writes.",
+    6.0,
+    (
+        Picture("patches", 0.9, 0.45, 1.1),
+        Tokens("caption", "[DEC] a red heart [SEP] [CLS]", 5.91, 0.75),
+        Box("image", "image encoder\nViT without class token", 0.45, 1.95, 2.0, 0.5, "image"),
+        Box("pooler", "attentional pooler\n256 queries", 0.45, 3.5, 2.0, 0.55, "head"),
+        Box("summary", "attentional pooler\n1 query", 2.7, 2.2, 1.5, 0.5, "head"),
+        Box("unimodal", "unimodal half\n12 layers: causal self-attention,\nfeed-forward", 5.9, 1.9, 2.6, 0.75, "text"),
+        Box(
+            "multimodal",
+            "multimodal half\n12 layers: causal self-attention,\ncross-attention, feed-forward",
+            5.9,
+            3.5,
+            2.6,
+            0.75,
+            "both",
+        ),
+        Box("itc", "ITC", 4.55, 2.3, 0.75, 0.3, "loss"),
+        Box("lm", "LM: the next word", 6.3, 4.95, 1.8, 0.3, "loss"),
+    ),
+    (
+        Arrow("patches top", "image bottom", label="patches"),
+        Arrow("caption top", "unimodal bottom", label="tokens, [CLS] last"),
+        Arrow("image top", "pooler bottom", label="all patches"),
+        Arrow("pooler right .8", "multimodal left", label="256 tokens: keys, values"),
+        Arrow("pooler right .25", "summary top"),
+        Arrow("summary right", "itc left"),
+        Arrow("unimodal left", "itc right", label="[CLS]"),
+        Arrow("unimodal top", "multimodal bottom", label="text tokens, without [CLS]"),
+        Arrow("multimodal top", "lm bottom", label="every position"),
+    ),
+)
+
+GIT = Design(
+    "GIT",
+    "One decoder reads the image as the beginning of the text. No cross-attention, no other head, one loss.",
+    6.0,
+    (
+        Picture("patches", 1.25, 0.45, 1.1),
+        Tokens("caption", CAPTION, 5.97, 0.75),
+        Box("image", "image encoder\nCLIP's ViT, 12 layers", 0.8, 1.95, 2.0, 0.5, "image"),
+        Box("project", "projection\nLayerNorm", 1.15, 3.0, 1.3, 0.45, "head"),
+        Box("words", "word embedding\n+ position, LayerNorm", 6.1, 2.35, 1.8, 0.5, "text"),
+        Box(
+            "decoder",
+            "decoder\n6 layers: self-attention, feed-forward, LayerNorm behind each\n"
+            "image tokens attend to the image, text tokens to the image and to earlier text",
+            0.8,
+            3.85,
+            7.4,
+            0.75,
+            "both",
+        ),
+        Box("lm", "LM: the next word", 6.1, 4.95, 1.8, 0.3, "loss"),
+    ),
+    (
+        Arrow("patches top", "image bottom", label="patches"),
+        Arrow("caption top", "words bottom", label="tokens"),
+        Arrow("image top", "project bottom", label="class token and all patches"),
+        Arrow("project top", "decoder bottom", label="in front of the text"),
+        Arrow("words top", "decoder bottom"),
+        Arrow("decoder top", "lm bottom", label="every text position"),
+    ),
+)
+
+DESIGNS = {design.title: design for design in (CLIP, VILT, ALBEF, VLMO, BLIP, X_VLM, COCA, GIT)}

@@ -34,12 +34,13 @@ PAPERS = {
 def timeline(lessons: Mapping[str, str]) -> Figure:
     """When the papers of the course appeared, one row for each place where image and text meet.
 
-    lessons: title -> number of the lesson that builds the model; these are drawn filled, the others hollow. The color
-    is the model's own (`color_of`).
+    lessons: title -> number of the lesson that builds the model; these are drawn filled, the others hollow, also those
+    with "". The color is the model's own (`color_of`).
     """
     with style():
         figure, axes = new_figure(1, 1, WIDTH, 4.2)
         ax = axes[0, 0]
+        lessons = {name: lesson for name, lesson in lessons.items() if lesson}
         for row, papers in enumerate(PAPERS.values()):
             ax.axhline(row, color=INK, lw=0.6, alpha=0.4, zorder=0)
             for name, year, month in papers:
