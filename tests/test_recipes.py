@@ -14,6 +14,7 @@ from minivlp.data.tokenizer_training import pieces_tokenizer
 from minivlp.models.albef import ALBEF
 from minivlp.models.blip import BLIP
 from minivlp.models.clip import CLIP
+from minivlp.models.git import GIT
 from minivlp.models.vilt import ViLT
 from minivlp.models.vlmo import VLMo
 from minivlp.models.xvlm import XVLM
@@ -93,8 +94,22 @@ def test_a_tokenizer_without_a_token_that_is_needed_is_refused_and_named():
     assert SCRATCH.build(CLIP, bare).config.text.vocabulary == 3  # needs none
 
 
-def test_a_special_token_that_a_tokenizer_lacks_need_not_be_excluded(bert):
-    plain = BertTokenizerFast(vocab=dict(sorted(bert.vocab.items(), key=lambda item: item[1])[:-2]))
+@pytest.fixture(scope="module")
+def plain(bert):
+    """The same without [DEC] and [ENC]."""
+    return BertTokenizerFast(vocab=dict(sorted(bert.vocab.items(), key=lambda item: item[1])[:-2]))
+
+
+def test_git_begins_with_cls_and_needs_no_token_of_blip(plain):
+    tokens = SCRATCH.build(GIT, plain).config.tokens
+    assert (tokens.pad, tokens.cls, tokens.sep, tokens.dec) == (0, 101, 102, None)
+    with pytest.raises(
+        ValueError, match=r"GIT needs a tokenizer like BERT's: this one has no \[PAD\], \[CLS\], \[SEP\]"
+    ):
+        SCRATCH.build(GIT, without_special_tokens())
+
+
+def test_a_special_token_that_a_tokenizer_lacks_need_not_be_excluded(plain):
     assert SpecialTokens.of(plain).dec is None
     assert set(SCRATCH.build(ViLT, plain).config.masking.never_mask) == {0, 100, 101, 102, 103}
 
@@ -176,10 +191,11 @@ MOMENTUM = {"momentum": MomentumConfig(momentum=0.9, alpha=0.4, alpha_steps=1, q
         (ALBEF, replace(FROZEN, negative_captions=True)),
         (ALBEF, replace(FROZEN, config=MOMENTUM)),
         (BLIP, FROZEN),
+        (GIT, FROZEN),
         (XVLM, replace(FROZEN, regions_per_image=2, pairs_between=True)),
         (XVLM, replace(FROZEN, regions_per_image=2, config={"region_blocks": 1})),
     ],
-    ids=["clip", "albef", "momentum", "blip", "xvlm", "reencoded regions"],
+    ids=["clip", "albef", "momentum", "blip", "git", "xvlm", "reencoded regions"],
 )
 def test_a_frozen_tower_sees_each_image_once_and_the_losses_stay_the_same(kind, recipe, tokenizer, monkeypatch):
     torch.manual_seed(0)

@@ -16,7 +16,7 @@ def test_the_table_in_the_docs_is_what_the_code_says():
 
 def test_the_weights_that_are_named_are_those_that_load():
     """`load` tells releases by how their names begin: transformers' by these, all others are those of the authors."""
-    theirs = {"vision_model.", "vilt."}
+    theirs = {"vision_model.", "vilt.", "git."}
     for name, paper in PAPERS.items():
         marks = {release.key_prefix for release in paper.release_list()}
         assert ("transformers" in paper.weights) == bool(marks & theirs), name
