@@ -655,7 +655,7 @@ def git_reference(**settings) -> torch.nn.Module:
             module.config._attn_implementation = "sdpa"  # the eager one rounds attention weights to float32
     with torch.no_grad():
         reference.output.weight.mul_(6)
-        reference.output.bias[2] += 3
+        reference.output.bias[2] += 4
         for layer in reference.git.encoder.layer:  # texts depend on the image
             layer.attention.output.dense.weight.mul_(8)
     return reference
