@@ -240,7 +240,7 @@ def test_every_paper_has_three_recipes_that_build(tokenizer):
             assert isinstance(recipe, Recipe)
             with torch.device("meta"):
                 preset = getattr(paper.model_class().Config, recipe.preset)(len(tokenizer))
-                paper.model_class()(replace(preset, **recipe.config))
+                paper.model_class()(recipes.changed(preset, recipe.config))
 
 
 def test_a_recipe_begins_with_the_bundled_towers(tokenizer):
