@@ -818,9 +818,9 @@ drawing.bars_with_spread(by_variant("blip_seeds"), [
 # %% [markdown] slideshow={"slide_type": "subslide"}
 # **Answering questions.** A decoder can also answer: the question is the beginning of a text, and the answer is its
 # continuation. The bundled BLIP (1,500 steps on captions) was fine-tuned on questions for 500 steps and writes its answers.
-# Beside it the ViLT of lesson 02, fine-tuned for 400 steps, which *chooses* among the answers seen in training. The two
-# differ in start and budget, and there is one seed each (`python tools/experiments.py answers`), so read this as an
-# illustration. The dashed line always gives the most frequent answer. In the paper the question is encoded first and the
+# Beside it a ViLT, fine-tuned for 400 steps, which *chooses* among the answers seen in training. It is the ViLT that was
+# bundled before the grounded start of lesson 02, and it had not learned relations. The two differ in start and budget, and
+# there is one seed each (`python tools/experiments.py answers`), so read this as an illustration. The dashed line always gives the most frequent answer. In the paper the question is encoded first and the
 # decoder attends to it; ours continues the question.
 
 # %%
