@@ -162,8 +162,8 @@ class Decoder(nn.Module):
 
     def forward(self, text, image_tokens):
         x = self.encoder.embed(text.ids)  # (B, L, D)
-        for block, attention, norm in zip(self.encoder.blocks, self.attention, self.attention_norm, strict=True):
-            x = x + attention(norm(x), mask=self.mask(text.mask))
+        for block, attend, norm in zip(self.encoder.blocks, self.attention, self.attention_norm, strict=True):
+            x = x + attend(norm(x), mask=self.mask(text.mask))
             x = x + block.cross_attention(block.cross_norm(x), image_tokens)  # image_tokens: (B, 1+P, D)
             x = x + block.feed_forward(block.feed_norm(x))
         return self.norm(x)  # (B, L, D)
