@@ -631,7 +631,8 @@ print("the same as ViLT.losses:", ", ".join(ours))
 # uses no boxes, and CLIP in lesson 01 begins with random weights. So our ViLT shows what a single stream can learn *from
 # this start*. It does not show that a single stream is better than two towers.
 #
-# <!-- RESULTS -->
+# **What the start knows** on test scenes (`checkpoints/joint_nano.md`): the box of a noun overlaps the true one by more
+# than half in .96 of the cases, a masked noun is right in .87, and a masked relation word in .98.
 
 # %% [markdown] slideshow={"slide_type": "subslide"}
 # ### Why relation words are masked alone
@@ -750,9 +751,9 @@ assert first < 4 and last < 3
 print("masked words: from the first steps on, the loss is far below the 7 of random weights")
 
 # %% [markdown] slideshow={"slide_type": "slide"}
-# ## Words are learned before matching
-# The bundled model was trained like yours, on more scenes and for more than twice as many steps. Here is its log. The
-# dashed line is the `itm` loss of a constant prediction, .56.
+# ## Matching is what is left to learn
+# The bundled model was trained like yours, on more scenes and for 600 steps. Here is its log. The dashed line is the `itm`
+# loss of a constant prediction, .56.
 
 # %%
 lines = bundled("vilt_nano").with_suffix(".log.jsonl").read_text(encoding="utf-8").splitlines()
@@ -763,35 +764,47 @@ figure
 
 # %% tags=["check", "nbval-check-output"]
 early, late = (
-    {key: sum(row[key] for row in rows) / len(rows) for key in ("mlm", "itm")} for rows in (log[10:16], log[-10:])
+    {key: sum(row[key] for row in rows) / len(rows) for key in ("mlm", "itm")} for rows in (log[:3], log[-10:])
 )
-assert early["mlm"] < 0.5 * log[0]["mlm"] and early["itm"] > 0.53 and late["itm"] < 0.42
-print("when the mlm loss has halved, the itm loss is still above .53; at the end it is below .42")
+assert early["mlm"] < 3 and early["itm"] > 0.5 and late["itm"] < 0.5 * early["itm"]
+print("masked words: low from the beginning; matching: near a constant prediction at first, less than half of it at the end")
 
 # %% [markdown]
-# Why in this order? Here is a plausible reason that we have not tested: MLM gives each masked position its own target, and
-# there are several in each caption, while ITM gives one bit for each pair. ALBEF, in the next lesson, brings words and
-# patches into one space before they are combined.
+# The start knows masked words, and the `mlm` loss shows it. It has never matched a pair, so `itm` begins where a model
+# begins that knows nothing of matching, and falls. From random weights or from towers, `itm` stays on this plateau for
+# hundreds of steps.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Which facts does it check?
 # For each picture its true caption against one with a single fact changed. Chance is .5. CLIP's bars are those of lesson 01.
-# ViLT's three seeds are trained like yours (`python tools/experiments.py vilt_seeds`). Test scenes are the same. Note the
-# differences between the models: ViLT has 450 steps of 48 pairs, trained towers as a start, and negative captions; CLIP
-# has 500 steps of 64 pairs, random weights as a start, and no negative captions.
+# ViLT's three seeds are trained like yours (`python tools/experiments.py vilt_seeds`). Between them stands ViLT from the
+# **towers**: the same model, number of steps and negative captions, but its start gives it image blocks and word
+# embeddings only, and relation words are masked like all others (`vilt_relations`). Test scenes are the same. CLIP differs
+# in more: 500 steps of 64 pairs, random weights as a start, and no negative captions.
 
 # %%
 kinds = [f"counterfactual: {kind}" for kind in ("object", "color", "size", "count", "relation", "swap")]
+relations = by_variant("vilt_relations")
 drawing.bars_with_spread(
-    {"CLIP nano": by_variant("clip_seeds")["CLIP nano"], "ViLT nano": by_variant("vilt_seeds")["ViLT nano"]}, kinds
+    {
+        "CLIP nano": by_variant("clip_seeds")["CLIP nano"],
+        "ViLT, from towers": relations["towers, usual masking"],
+        "ViLT, grounded start": by_variant("vilt_seeds")["ViLT nano"],
+    },
+    kinds,
 )
 
 # %% [markdown]
-# *What we see:* **in this budget ViLT is worse than CLIP.** It is near CLIP on colors only (.83 to .96). On objects it
-# reaches .50 to .61, against CLIP's .86, and relations and swaps are at chance, although it had the better start and negative
-# captions. Reading words and patches together does not help by itself in so few steps.
+# *What we see.* With the grounded start ViLT learns relations (.96 to .97) and swaps (.97), where CLIP is at
+# chance. From the towers it does not (.48 to .56 and .50), although it reads words and patches together
+# in the same way and sees the same negative captions. So **reading both together is not enough** in this budget: the
+# model also needs to know where the named things are, or to be asked for relation words in a way that has an answer. The
+# two changed together here, so this figure does not tell them apart.
 #
-# Without the towers' start, one run of 300 steps from scratch (`python tools/experiments.py from_scratch`) is at chance for
+# Nor does it compare ViLT with CLIP fairly: CLIP has neither the start, nor the boxes behind it, nor negative captions.
+# Counts are the weakest kind (.57 to .62; only some fifty scenes have one).
+#
+# Without any start, one run of 300 steps from scratch (`python tools/experiments.py from_scratch`) is at chance for
 # every kind (mean .50); masked words are right in .32 with the right picture and in .17 with a wrong one.
 
 # %% [markdown] slideshow={"slide_type": "subslide"}
@@ -813,14 +826,13 @@ filled = masked_words(model, test_scenes, tokenizer)
 filled
 
 # %% tags=["check", "nbval-check-output"]
-assert found["color"].value > 0.7 and filled["right image"].value > filled["wrong image"].value + 0.2
-assert abs(found["relation"].value + found["swap"].value - 1) < 0.3
-print("masked words depend on the picture, and wrong colors are found; relations and swaps are close to chance")
+assert found["color"].value > 0.8 and filled["right image"].value > filled["wrong image"].value + 0.4
+assert found["relation"].value > 0.8 and found["swap"].value > 0.8
+print("masked words depend on the picture; wrong colors, relations and swaps are found")
 
 # %% [markdown]
-# Masked words are predicted better with the right picture, so word tokens do use the patches. Relations are not learned in
-# this budget. In the bundled model, with more than twice the steps and more scenes,
-# objects rise to .88 and counts to .79, but relations and swaps only to .62 and .56.
+# Over three seeds (`vilt_seeds`), masked words are right in .92 of the cases with the right picture and in .18 to .20
+# with a wrong one. So word tokens do use the patches.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Which patches does a word use?
@@ -916,17 +928,18 @@ AttentionViewer.of(model, test[example].image, caption, tokenizer, regions, maps
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Change one thing
-# **Word-patch alignment.** The same training without WPA, three seeds each
-# (`python tools/experiments.py vilt_ablation`).
+# **Word-patch alignment.** The same training with and without WPA, three seeds each, both from the towers
+# (`python tools/experiments.py vilt_ablation` and `vilt_relations`).
 
 # %%
-with_and_without = by_variant("vilt_ablation") | {"+ WPA": by_variant("vilt_seeds")["ViLT nano"]}
+with_and_without = by_variant("vilt_ablation") | {"+ WPA": by_variant("vilt_relations")["towers, usual masking"]}
 measures = [f"counterfactual: {kind}" for kind in ("object", "color", "relation", "swap")]
 drawing.bars_with_spread(with_and_without, [*measures, "masked word: right image"])
 
 # %% [markdown]
-# *What we see:* no difference beyond the spread of the seeds. The paper defines WPA and shows its maps, but has no ablation
-# of it, so the gain there is not known.
+# *What we see:* no difference beyond the spread of the seeds. From this start matching and relations are hardly learned at
+# all; whether WPA helps from the grounded start has not been measured. The paper defines WPA and shows its maps, but has
+# no ablation of it, so the gain there is not known.
 
 # %% [markdown] slideshow={"slide_type": "subslide"}
 # **Whole words.** With the tokenizer that splits names: mask whole words, or single pieces? Trained with MLM alone, three
@@ -940,7 +953,7 @@ drawing.bars_with_spread(by_variant("vilt_words"), [f"masked word: {name} image"
 # reliable difference in 200 steps. In the paper the gain is small as well: VQA 70.16 to 70.33 (Table 5).
 
 # %% [markdown] slideshow={"slide_type": "subslide"}
-# *Your turn:* matching is learned late. Is it learned earlier without the other losses? About two minutes for 200 steps.
+# *Your turn:* is matching learned earlier without the other losses? About two minutes for 200 steps.
 # You can also try `negative_captions=False`, or another `lr`.
 
 # %% tags=["nbval-ignore-output"]
@@ -978,19 +991,20 @@ else:
 # ## Recap
 # * A single stream reads words and patches in one transformer. It needs neither a detector nor an image tower.
 # * Every pair needs its own forward pass, so search is expensive.
-# * Masked words are learned before matching. In a few minutes ViLT does not learn relations, and it is worse than our CLIP on
-#   objects.
+# * A single stream that only gets towers as a start stays at chance on relations in a few minutes. From a start that has
+#   grounded nouns, and with relation words masked alone, it learns them.
 # * Word-patch alignment made no measurable difference here, and its map is poor.
 #
 # **To discuss**
 # 1. Why does `itm` start at .56 and not at ln 2 = .69?
-# 2. What would you change to compare ViLT with CLIP fairly?
+# 2. What would you change to compare ViLT with CLIP fairly? And to tell the effect of the start from that of the masking?
 # 3. Why does whole-word masking not matter with our own tokenizer?
 #
 # <details><summary>Answers</summary>
 #
 # 1. Only a quarter of its pairs match; predicting 1/4 for all has a loss of .56. (In the first steps it can be higher.)
-# 2. The same start, the same negative captions, the same number of pairs and the same time or steps, and several seeds.
+# 2. The same start, the same negative captions, the same number of pairs and the same time or steps, and several seeds. For
+#    the second question, change one of the two at a time.
 # 3. Every word of our captions is one token, so a word has no other pieces that could reveal it.
 #
 # </details>
