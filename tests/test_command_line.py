@@ -39,7 +39,7 @@ def test_info_lists_every_model_with_its_size(capsys):
     assert main(["info"]) == 0
     printed = capsys.readouterr().out
     assert "clip" in printed and "151 M" in printed and "xvlm" in printed and "216 M" in printed
-    assert printed.count("transformers") == 3 and "open_clip" in printed and printed.count("authors'") == 5
+    assert printed.count("transformers") == 4 and "open_clip" in printed and printed.count("authors'") == 6
 
 
 @pytest.mark.parametrize("model", ["clip", "xvlm"])

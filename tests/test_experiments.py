@@ -147,8 +147,11 @@ def test_recorded_runs_are_kept_and_each_new_one_is_recorded(small_world, monkey
     monkeypatch.setattr(tables.running, "save_record", lambda *run: save_record(*run, folder))
     monkeypatch.setattr(tables.running, "load_runs", lambda name: load_runs(name, folder))
     calls.clear()
+    tables.running.run("t", table, only="b", seeds=(1,))
+    assert calls == [("vilt", 1)]
+    calls.clear()
     tables.running.run("t", table)
-    assert calls == [("clip", 0), ("clip", 1), ("vilt", 0), ("vilt", 1)]
+    assert calls == [("clip", 0), ("vilt", 0), ("clip", 1)]  # all variants of a seed before those of the next
     calls.clear()
     record = json.loads((folder / "t.json").read_text(encoding="utf-8"))
     del record["runs"][2]
@@ -156,8 +159,8 @@ def test_recorded_runs_are_kept_and_each_new_one_is_recorded(small_world, monkey
     tables.running.run("t", table)
     assert calls == [("vilt", 0)]
     runs = load_runs("t", folder)
-    assert [(run["variant"], run["seed"]) for run in runs] == [("a", 0), ("a", 1), ("b", 1), ("b", 0)]
-    assert runs[3]["steps"] == PAPERS["vilt"].recipe("laptop").steps and runs[3]["seconds"] == 1
+    assert [(run["variant"], run["seed"]) for run in runs] == [("a", 0), ("a", 1), ("b", 0), ("b", 1)]
+    assert runs[2]["steps"] == PAPERS["vilt"].recipe("laptop").steps and runs[2]["seconds"] == 1
     assert "t: b, seed 0" in capsys.readouterr().out
 
 
