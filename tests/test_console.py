@@ -372,8 +372,17 @@ def test_what_is_far_from_everything_is_not_guessed():
 # ------------------------------------------------------------------------------------------------------------- signals
 
 
+@pytest.fixture
+def ctrl_c_interrupts():
+    """As in a terminal: a shell starts what runs in the background with Ctrl-C ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("came, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("where", ["fit", "batches"])
+@pytest.mark.usefixtures("ctrl_c_interrupts")
 def test_a_stopped_run_says_what_is_saved_and_how_to_go_on(came, status, where, tiny, tmp_path, capsys, monkeypatch):
     """At the loop, which keeps its history, or before it."""
     out = tmp_path / "my run"
