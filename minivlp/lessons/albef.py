@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from minivlp.lessons.check import attempt, attempt_with, demand
+from minivlp.lessons.check import attempt, attempt_with, demand, same
 from minivlp.objectives.contrastive import find_positives
 from minivlp.objectives.matching import sampling_weights
 from minivlp.objectives.momentum import soft_targets
@@ -15,10 +15,6 @@ from minivlp.objectives.momentum import soft_targets
 
 def _random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def _close(got: Tensor, wanted: Tensor) -> bool:
-    return got.shape == wanted.shape and torch.allclose(got.float(), wanted.float(), atol=1e-5)
 
 
 def check_average(student: Callable[[list[Tensor], list[Tensor], float], list[Tensor]]) -> None:
@@ -47,7 +43,7 @@ def check_average(student: Callable[[list[Tensor], list[Tensor], float], list[Te
     )
 
     def mixed(a: float, b: float) -> bool:
-        return all(_close(g, a * o + b * n) for g, o, n in zip(got, old, before, strict=True))
+        return all(same(g, a * o + b * n) for g, o, n in zip(got, old, before, strict=True))
 
     demand(
         not mixed(1 - m, m),
@@ -96,15 +92,15 @@ def check_weights(student: Callable[[Tensor, Tensor], Tensor]) -> None:
         return weights / weights.sum(dim=1, keepdim=True)
 
     demand(
-        not _close(share, shares(similarity.softmax(dim=0))),
+        not same(share, shares(similarity.softmax(dim=0))),
         "Your softmax goes over the images; a text is drawn for each image: softmax along the row.",
     )
     demand(
-        not _close(share, shares(torch.ones(5, 5))),
+        not same(share, shares(torch.ones(5, 5))),
         "All negatives are equally likely; those of high similarity should be drawn most often.",
     )
     demand(
-        not _close(share, shares((-similarity).softmax(dim=1))),
+        not same(share, shares((-similarity).softmax(dim=1))),
         "Yours draws the least similar texts, which are easy negatives.",
     )
     wanted = sampling_weights(similarity, positives)
@@ -113,7 +109,7 @@ def check_weights(student: Callable[[Tensor, Tensor], Tensor]) -> None:
         "Within each row the weights are proportional to the softmax of the similarities; yours are not.",
     )
     view = torch.as_tensor(attempt(student, similarity.double().T.contiguous().T, image_ids)).float()
-    demand(_close(view, got), "The same similarities as a transposed view in float64 give other weights.")
+    demand(same(view, got), "The same similarities as a transposed view in float64 give other weights.")
     alone = torch.as_tensor(attempt(student, similarity[:3, :3], torch.tensor([4, 4, 4]))).float()
     demand(
         not alone.isnan().any(),
@@ -136,23 +132,23 @@ def check_soft_targets(student: Callable[[Tensor, Tensor, float], Tensor]) -> No
     got = torch.as_tensor(attempt(student, logits, positives, alpha)).float()
     demand(got.shape == (4, 7), f"One target for each candidate: (4, 7), yours is {tuple(got.shape)}.")
     demand(
-        not _close(got, (1 - alpha) * predicted + alpha * known),
+        not same(got, (1 - alpha) * predicted + alpha * known),
         "The shares are swapped: alpha is the share of the momentum model, the rest is that of the positives.",
     )
     demand(
-        not _close(got, alpha * predicted + (1 - alpha) * positives),
+        not same(got, alpha * predicted + (1 - alpha) * positives),
         "Rows with several positives add up to more than one: each of n positives gets 1 / n.",
     )
     demand(
-        not _close(got, alpha * predicted + (1 - alpha) * torch.eye(4, 7)),
+        not same(got, alpha * predicted + (1 - alpha) * torch.eye(4, 7)),
         "Only the diagonal counts as positive in yours; use `positives`.",
     )
     demand(
-        not _close(got, alpha * logits + (1 - alpha) * known),
+        not same(got, alpha * logits + (1 - alpha) * known),
         "The momentum model's logits are not probabilities yet: apply the softmax.",
     )
     demand(
-        not _close(got, alpha * logits.softmax(dim=0) + (1 - alpha) * known),
+        not same(got, alpha * logits.softmax(dim=0) + (1 - alpha) * known),
         "Your softmax goes down the columns; the candidates of a row are in the row.",
     )
     sums = ", ".join(f"{x:.2f}" for x in got.sum(dim=1).tolist())
@@ -160,16 +156,16 @@ def check_soft_targets(student: Callable[[Tensor, Tensor, float], Tensor]) -> No
         torch.allclose(got.sum(dim=1), torch.ones(4), atol=1e-5),
         f"A target is a distribution: each row adds up to one; yours add up to {sums}.",
     )
-    demand(_close(got, soft_targets(logits, positives, alpha)), "The rows add up to one, but the shares are others.")
+    demand(same(got, soft_targets(logits, positives, alpha)), "The rows add up to one, but the shares are others.")
     for value, what, wanted in (
         (0.0, "the positives in equal shares", known),
         (1.0, "the momentum model's prediction", predicted),
     ):
         got = torch.as_tensor(attempt(student, logits, positives, value)).float()
-        demand(_close(got, wanted), f"With alpha = {value:.0f} the targets are exactly {what}.")
+        demand(same(got, wanted), f"With alpha = {value:.0f} the targets are exactly {what}.")
     got = torch.as_tensor(attempt(student, logits[:1].double(), positives[:1], alpha)).float()
     demand(
-        _close(got, soft_targets(logits, positives, alpha)[:1]),
+        same(got, soft_targets(logits, positives, alpha)[:1]),
         "A batch of one row, in float64, gets other targets than the same row in a larger batch.",
     )
     print("ok: rows add up to one, alpha = 0 is the plain target, and several positives share it.")
@@ -192,11 +188,11 @@ def check_queue(student: Callable[[Tensor, int, Tensor], tuple[Tensor, int]]) ->
     got, after, wanted, new = call(2, 3)
     demand(got.shape == (size, width), f"The queue keeps its {size} slots: yours has shape {tuple(got.shape)}.")
     demand(
-        not (_close(got[-3:], new) and not _close(got, wanted)),
+        not (same(got[-3:], new) and not same(got, wanted)),
         "Yours moves all slots. Overwrite the slots from the pointer on instead: nothing is copied, and an id that is "
         "stored beside the queue keeps its slot.",
     )
-    demand(_close(got, wanted), "Slots 2, 3 and 4 should hold the new vectors, and all others what they held.")
+    demand(same(got, wanted), "Slots 2, 3 and 4 should hold the new vectors, and all others what they held.")
     demand(after == 5, f"After three vectors from slot 2 on the next slot is 5, not {after}.")
     demand(
         not got.requires_grad,
@@ -204,12 +200,12 @@ def check_queue(student: Callable[[Tensor, int, Tensor], tuple[Tensor, int]]) ->
     )
     got, after, wanted, _ = call(5, 4)
     demand(
-        _close(got, wanted),
+        same(got, wanted),
         "Four vectors from slot 5 of 7 on belong to slots 5, 6, 0 and 1: use the modulo.",
     )
     demand(after == 2, f"Four vectors from slot 5 of 7 on: the next slot is 2, not {after}.")
     got, after, wanted, _ = call(4, 3)
-    demand(after == 0 and _close(got, wanted), f"When the last slot is filled the next one is 0, not {after}.")
+    demand(after == 0 and same(got, wanted), f"When the last slot is filled the next one is 0, not {after}.")
     got, after, wanted, _ = call(6, 1)
-    demand(after == 0 and _close(got, wanted), "A single vector belongs to slot 6, and the next slot is 0.")
+    demand(after == 0 and same(got, wanted), "A single vector belongs to slot 6, and the next slot is 0.")
     print("ok: the oldest vectors are overwritten, also across the end, and no graph is kept.")

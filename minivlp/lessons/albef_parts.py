@@ -1,6 +1,8 @@
-"""Checks of lesson 03's two larger exercises, a cross-attention and a whole training step, and a short run with them.
+"""Checks of lesson 03's two larger exercises, and a short run with them.
 
-Axes: B batch, Q queue, L text tokens, K tokens that are attended to, H heads, D width, E joint-embedding width.
+The check of a whole training step is here, that of the cross-attention in `albef_attention`.
+
+Axes: B batch, Q queue, L text tokens, D width, E joint-embedding width.
 """
 
 from __future__ import annotations
@@ -17,101 +19,16 @@ from torch import Tensor, nn
 
 from minivlp.data.batch import Batch, Text
 from minivlp.data.loading import Loader
-from minivlp.layers.attention import Attention
-from minivlp.lessons.check import attempt, demand, demand_gradients
+from minivlp.lessons.albef_attention import check_cross_attention
+from minivlp.lessons.check import attempt, demand, same
 from minivlp.models.albef import ALBEF, ALBEFConfig
 from minivlp.objectives.contrastive import cosine_logits, equal_shares
 from minivlp.objectives.matching import Negatives, sampling_weights
 from minivlp.objectives.momentum import MomentumConfig, Queue, pair_ids
 
+__all__ = ["CONSTANT_ANSWER", "check_cross_attention", "check_step", "short_run"]
+
 CONSTANT_ANSWER = math.log(3) - 2 / 3 * math.log(2)  # ITM loss of always answering 1/3: one pair in three matches
-
-
-# ---------------------------------------------------------------------------------------------------- cross-attention
-
-
-def check_cross_attention(student: Callable[[int, int, int], nn.Module]) -> None:
-    """`student(width, heads, context_width)` -> a module with the layers `q`, `kv` and `out`, called with x (B, L, D),
-    context (B, K, D_context) and a mask (B, 1, 1, K) bool or None. Compared with `layers.attention.Attention`."""
-    generator = torch.Generator().manual_seed(0)
-    library, mine = Attention(12, 3, 8), attempt(student, 12, 3, 8)
-    names = sorted(library.state_dict())
-    demand(isinstance(mine, nn.Module), "Your class must be an nn.Module.")
-    demand(
-        {name: w.shape for name, w in library.state_dict().items()}
-        == {name: w.shape for name, w in mine.state_dict().items()},
-        f"Keep the three linear layers of the given __init__: their weights are {', '.join(names)}.",
-    )
-    mine.load_state_dict(library.state_dict())
-    x, context = (torch.randn(shape, generator=generator) for shape in ((2, 4, 12), (2, 5, 8)))
-    mask = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 1, 0, 0]]).bool()[:, None, None]  # (B, 1, 1, K)
-    _explain_attention(attempt(mine, x, context, None), library, x, context)
-    got, wanted = attempt(mine, x, context, mask), library(x, context, mask)
-    demand(not torch.isnan(got).any(), "With a mask yours gives NaN: mask the scores, before the softmax.")
-    demand(not _close(got, library(x, context)), "Your mask has no effect: masked tokens must get the weight 0.")
-    demand(
-        not _close(got, library(x, context, ~mask)),
-        "Your mask is the wrong way round: True marks tokens that may be read.",
-    )
-    demand(_close(got, wanted), "Right without a mask, wrong with one: set masked scores to -inf before the softmax.")
-    for what, inputs in {
-        "a batch of one": (x[:1], context[:1], None),
-        "a single query": (x[:, :1], context, mask),
-        "transposed views": (x.transpose(0, 1).contiguous().transpose(0, 1), context.mT.contiguous().mT, mask),
-    }.items():
-        demand(_close(attempt(mine, *inputs), library(*inputs)), f"Right so far, but wrong for {what}.")
-    x, context = x.requires_grad_(), context.requires_grad_()
-    demand_gradients(mine(x, context, mask).sum(), library(x, context, mask).sum(), x=x, context=context)
-    print("ok: queries from the words, keys and values from the patches, one softmax per head and word.")
-
-
-def _explain_attention(got: Tensor, library: Attention, x: Tensor, context: Tensor) -> None:
-    """Demand the library's answer without a mask; name the mistake where it is a usual one."""
-    heads, wanted = library.heads, library(x, context)
-    demand(got.shape == wanted.shape, f"The shape is that of x, {tuple(wanted.shape)}; yours is {tuple(got.shape)}.")
-    q, (k, v) = library.split(library.q(x)), library.keys_values(context)
-    scores, per_head = q @ k.mT, q.shape[-1]
-
-    def mixed(weights: Tensor, values: Tensor = v) -> Tensor:
-        return (weights @ values).transpose(1, 2).flatten(2)
-
-    weights = (scores / per_head**0.5).softmax(dim=-1)
-    one = (library.q(x) @ library.kv(context).chunk(2, dim=-1)[0].mT / per_head**0.5).softmax(dim=-1)
-    wrong = {
-        "The last linear layer, `out`, is missing.": mixed(weights),
-        "The scores are not scaled: divide by the square root of the width of a head.": library.out(
-            mixed(scores.softmax(dim=-1))
-        ),
-        f"Divide by the square root of the width of one head, {per_head}, not of the whole width, "
-        f"{per_head * heads}.": library.out(mixed((scores / (per_head * heads) ** 0.5).softmax(dim=-1))),
-        "Your softmax goes over the queries; the weights of one query over all keys sum to one.": library.out(
-            mixed((scores / per_head**0.5).softmax(dim=-2))
-        ),
-        "Keys and values are swapped: the first half of `kv` is the keys.": library.out(
-            mixed((q @ v.mT / per_head**0.5).softmax(dim=-1), k)
-        ),
-        "The heads are not separated: each has its own softmax over its part of the width.": library.out(
-            one @ library.kv(context).chunk(2, dim=-1)[1]
-        ),
-        "You add the residual connection; here the module returns the attention alone.": x + wanted,
-        "You join the heads without bringing them beside the tokens first: .transpose(1, 2), then .flatten(2).": (
-            library.out((weights @ v).reshape(x.shape))
-        ),
-    }
-    for message, answer in wrong.items():
-        demand(not _close(got, answer), message)
-    demand(
-        _close(got, wanted),
-        "The values differ from the library's. Split q, k and v into heads as (B, L, H, D/H), bring the heads to the "
-        "front with .transpose(1, 2), and join them in the reverse order.",
-    )
-
-
-def _close(got: Tensor, wanted: Tensor) -> bool:
-    return got.shape == wanted.shape and torch.allclose(got.float(), wanted.float(), atol=1e-5)
-
-
-# ------------------------------------------------------------------------------------------------------ a training step
 
 
 @dataclass
@@ -285,7 +202,7 @@ def _check_momentum(momentum: nn.Module, before: dict, start: dict, wanted: Libr
     now = {name: p.detach() for name, p in momentum.named_parameters()}
 
     def are(share: float, online: dict) -> bool:
-        return all(_close(now[n], share * before[n] + (1 - share) * online[n]) for n in wanted.momentum)
+        return all(same(now[n], share * before[n] + (1 - share) * online[n]) for n in wanted.momentum)
 
     demand(not are(1, start), "The momentum model did not change: update it before you use it.")
     demand(not are(1 - M, start), "The shares are swapped: the momentum model keeps the share m of itself.")
@@ -371,13 +288,13 @@ def _check_queue(queue: Queue, wanted: LibraryStep) -> None:
     new = (len(wanted.past[0]) + torch.arange(len(wanted.positives))) % len(queue.ids)  # slots of this batch
     own, slow = wanted.own, [part[new] for part in wanted.queue]
     demand(
-        not (_close(images[new], own[0]) or _close(texts[new], own[1])),
+        not (same(images[new], own[0]) or same(texts[new], own[1])),
         "The queue holds the momentum model's vectors; you put the model's own there.",
     )
-    swapped = _close(images[new], slow[1]) or _close(texts[new], slow[0])
+    swapped = same(images[new], slow[1]) or same(texts[new], slow[0])
     demand(not swapped, "Images and texts are swapped in the queue.")
     demand(
-        _close(images, wanted.queue[0]) and _close(texts, wanted.queue[1]),
+        same(images, wanted.queue[0]) and same(texts, wanted.queue[1]),
         "The queue holds other vectors than the momentum model's of this batch.",
     )
 

@@ -135,3 +135,8 @@ def _line(function: Callable, error: Exception) -> str:
     frames = [f for f in traceback.extract_tb(error.__traceback__) if code and f.filename == code.co_filename]
     source = linecache.getline(frames[-1].filename, frames[-1].lineno or 0).strip() if frames else ""
     return f' at "{source}"' if source else ""
+
+
+def same(got: Tensor, wanted: Tensor) -> bool:
+    """Whether two tensors have the same shape and, to 1e-5, the same numbers, in whatever dtype."""
+    return got.shape == wanted.shape and torch.allclose(got.float(), wanted.float(), atol=1e-5)

@@ -129,6 +129,4 @@ def _check_values(got: dict[str, Tensor], released: dict[str, Tensor], layers: i
             "feed-forward.",
         )
     for name, tensor in wanted.items():
-        demand(
-            torch.equal(got[name], tensor), f"`{name}` has other values than the tensor that belongs there."
-        )
+        demand(torch.equal(got[name], tensor), f"`{name}` has other values than the tensor that belongs there.")

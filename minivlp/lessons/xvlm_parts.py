@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from minivlp.data.batch import Batch, Regions, Text
 from minivlp.data.loading import Loader
 from minivlp.layers.heads import BoxHead
-from minivlp.lessons.check import attempt, demand, demand_gradients
+from minivlp.lessons.check import attempt, demand, demand_gradients, same
 from minivlp.models.xvlm import XVLM, XVLMConfig
 from minivlp.objectives.boxes import box_losses, giou
 
@@ -42,22 +42,18 @@ def check_boxes(student: Callable[[int], nn.Module]) -> None:
     print("ok: four numbers in 0..1 from the first token; L1 and 1 - GIoU, summed, per box, without whole images.")
 
 
-def _close(got: Tensor, wanted: Tensor) -> bool:
-    return got.shape == wanted.shape and torch.allclose(got.float(), wanted.float(), atol=1e-5)
-
-
 def _check_forward(mine: nn.Module, library: BoxHead, fused: Tensor) -> None:
     got, wanted = attempt(mine, fused), library(fused)
     demand(got.shape == (5, 4), f"One box per text: (5, 4), yours is {tuple(got.shape)}. Use the first token alone.")
-    demand(not _close(got, library.mlp(fused[:, 0])), "A box lies in 0..1: end with a sigmoid.")
+    demand(not same(got, library.mlp(fused[:, 0])), "A box lies in 0..1: end with a sigmoid.")
     demand(
-        not _close(got, library(fused.mean(dim=1, keepdim=True))),
+        not same(got, library(fused.mean(dim=1, keepdim=True))),
         "You use the mean of all tokens, padding included; use the first, [CLS].",
     )
-    demand(not _close(got, library(fused[:, -1:])), "You use the last token, which may be padding; use the first.")
-    demand(_close(got, wanted), "The boxes differ from the library's: mlp of the first token, then a sigmoid.")
+    demand(not same(got, library(fused[:, -1:])), "You use the last token, which may be padding; use the first.")
+    demand(same(got, wanted), "The boxes differ from the library's: mlp of the first token, then a sigmoid.")
     for what, tokens in {"one row": fused[:1], "a transposed view": fused.mT.contiguous().mT}.items():
-        demand(_close(attempt(mine, tokens), library(tokens)), f"Right so far, but wrong for {what}.")
+        demand(same(attempt(mine, tokens), library(tokens)), f"Right so far, but wrong for {what}.")
 
 
 def _check_loss(mine: nn.Module, library: BoxHead, fused: Tensor) -> None:

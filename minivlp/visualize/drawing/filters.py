@@ -38,9 +38,7 @@ CAPFILT = Design(
         Arrow("web top .3", "filter top", label="old captions", through=((0.97, 4.6), (6.15, 4.6)), piece=1),
         Arrow("filter right", "kept bottom", label="they fit"),
         Arrow("kept left", "final right"),
-        Arrow(
-            "clean right", "final top", label="not filtered", through=((8.85, 0.85), (8.85, 5.75), (4.5, 5.75)), piece=2
-        ),
+        Arrow("clean right", "final top", label="not filtered", through=AROUND, piece=2),
     ),
 )
 DASHES = ("-", "-.", ":", "--")

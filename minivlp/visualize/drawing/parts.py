@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+CAPTION = "[CLS] a red heart [SEP]"  # of the example picture
 LETTER = 0.069  # inches: mean width of a letter of small text (8 points)
 
 Point = tuple[float, float]
