@@ -106,10 +106,10 @@ X_VLM = MASKED | {"regions_per_image": 2, "pairs_between": True}
 ALL_LOSSES = {"losses": ("itc", "itm", "mlm", "box_l1", "box_giou")}
 EMBED_NORM = {"text": {"embed_norm": True}}  # as in the paper, and as `joint_nano` has it
 
-CLIPS = variants_of("CLIP", of("clip"), FOR_CLIP)
-NEGATIVE_CLIPS = variants_of("CLIP", partial(NegCLIPVariant, "clip"), FOR_CLIP)
+WITH_NEGATIVES = variants_of("CLIP", partial(NegCLIPVariant, "clip"), FOR_CLIP)
 VARIANTS = {
-    **{name: NEGATIVE_CLIPS[name] if "negative" in name else CLIPS[name] for name in CLIPS},
+    **variants_of("CLIP", of("clip"), FOR_CLIP),
+    **{name: variant for name, variant in WITH_NEGATIVES.items() if variant.recipe["negative_captions"]},
     **variants_of("ViLT", of("vilt"), ONE_STREAM, MASKED),
     **variants_of("ALBEF", of("albef"), TWO_TOWERS, MASKED),
     **variants_of("VLMo", of("vlmo"), ONE_STREAM, MASKED, EMBED_NORM),
