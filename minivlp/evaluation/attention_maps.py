@@ -46,8 +46,9 @@ def box_around(attention: Tensor, share: float) -> Tensor:
     """
     hot = attention >= share * attention.amax(dim=(1, 2), keepdim=True)
     rows, columns = hot.shape[1:]
-    ends = masks_to_boxes(hot) + torch.tensor([0, 0, 1, 1])  # (R, 4): from the first patch to behind the last
-    return box_convert(ends / torch.tensor([columns, rows, columns, rows]), "xyxy", "cxcywh")
+    ends = masks_to_boxes(hot)  # (R, 4): from the first patch to the last
+    ends = ends + ends.new_tensor([0, 0, 1, 1])  # to behind the last
+    return box_convert(ends / ends.new_tensor([columns, rows, columns, rows]), "xyxy", "cxcywh")
 
 
 def cover(boxes: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:

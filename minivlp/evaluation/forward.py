@@ -120,9 +120,10 @@ def caption_likelihood(
 ) -> Tensor:
     """Log-probability of text i as the caption of the image of row i, (n,): the sum over its tokens, [SEP] included.
 
-    It judges a pair by the captioner alone, which has never been trained on a false caption. Longer texts are less
-    likely, and a sentence that training captions rarely contain is unlikely for every image: compare with the same
-    texts on other images to see what the image adds. Texts of one image should be neighbors.
+    It judges a pair by the captioner, whose own loss has never seen a false caption (BLIP's captioner shares its
+    cross-attention and feed-forward layers with matching, whose loss has). Longer texts are less likely,
+    and a sentence that training captions rarely contain is unlikely for every image: compare with the same texts on
+    other images to see what the image adds. Texts of one image should be neighbors.
     """
     need(model, "caption_logprob")
     parts = []
