@@ -20,6 +20,9 @@ from torch import nn
 from minivlp.data.batch import Region, Sample, Text
 from minivlp.evaluation.score import Score
 from minivlp.layers.attention import Attention, record_attention
+from minivlp.layers.embeddings import ImageConfig
+from minivlp.layers.towers import ImageEncoder
+from minivlp.layers.transformer import BlockConfig
 from minivlp.models.clip import CLIP, CLIPConfig
 from minivlp.models.vilt import ViLT, ViLTConfig
 from minivlp.papers import PAPERS
@@ -479,3 +482,9 @@ def test_letters_that_no_font_has_become_squares_with_one_warning(monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert ink.printable("a dog\n") == "a dog\n"
+
+
+def test_values_are_those_of_all_patches_with_and_without_a_class_token():
+    for class_token in (True, False):
+        config = ImageConfig(32, 8, 1, BlockConfig(16, 2, 32), class_token=class_token)
+        assert value_tokens(ImageEncoder(config), torch.randn(2, 3, 32, 32)).shape == (2, 16, 16)

@@ -65,7 +65,7 @@ def object_patches(model: Any, scenes: Scenes, rows: Sequence[int], layer: int |
     with evaluating(model):
         pixels = to_tensor(scenes.pixels(rows, image.config.size)).to(next(image.parameters()).device)
         tokens = image(pixels) if layer is None else image.run(image.embed(pixels), range(layer))
-    tokens = tokens[:, 1:].float().cpu()  # (B, P, D): without the class token
+    tokens = tokens[:, int(image.config.class_token) :].float().cpu()  # (B, P, D)
     centers = patch_centers(*image.config.grid)
     scenes_of_rows = [scenes.scene(row) for row in rows]
     which = torch.stack([only_object_at(scene, centers) for scene in scenes_of_rows])  # (B, P)

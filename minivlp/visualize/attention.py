@@ -137,7 +137,7 @@ def value_tokens(tower: nn.Module, images: Tensor, layer: int = -1) -> Tensor:
     x, block = tower.run(tower.embed(images), range(layer)), tower.blocks[layer]
     alone = torch.eye(x.shape[1], dtype=torch.bool, device=x.device)  # each token attends to itself, with weight 1
     values = block.attention_scale(block.self_attention(block.self_norm(x), mask=alone))  # (B, 1+P, D)
-    return tower.norm(values)[:, 1:]
+    return tower.norm(values)[:, int(tower.config.class_token) :]
 
 
 def text_patch_similarity(model: nn.Module, patches: Tensor, text: Text) -> Tensor:
